@@ -1,0 +1,41 @@
+# make demo   edit a short real clip with three prompts; result in demo/
+# make test   lint, types and every test that needs no accelerator
+# make gpu-test   the tests that need an accelerator
+#
+# The first call makes .venv and installs the package there (PyTorch alone is a few hundred megabytes to some gigabytes).
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test gpu-test setup setup-dev clean
+
+demo: .venv/ready
+	$(BIN)/python -m gen1_core demo --out demo
+
+test: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -ra -m "not gpu"
+
+gpu-test: .venv/ready-dev
+	$(BIN)/python -m pytest -ra -m gpu
+
+setup: .venv/ready
+
+setup-dev: .venv/ready-dev
+
+# The stamps are remade when the dependencies may have changed. A .venv without pip is what a failed first try leaves.
+.venv/bin/pip:
+	$(PYTHON) -m venv --clear .venv
+
+.venv/ready: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -e .
+	touch $@
+
+.venv/ready-dev: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
+	touch .venv/ready $@
+
+clean:
+	rm -rf .venv build demo dist
