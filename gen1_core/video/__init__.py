@@ -1,0 +1,1 @@
+"""Clips as streams of bytes: read, resize, write."""
