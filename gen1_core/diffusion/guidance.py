@@ -1,0 +1,70 @@
+"""What stands between the network and the sampler: guidance (Eq. 8), a mask, a range of steps with structure.
+
+Each function takes a Denoiser and returns one. From the inside out: network, windows, guidance, structure
+range, mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..tensors import Latents
+from .condition import Condition, Denoiser
+
+
+def guided(denoise: Denoiser, *, content_scale: float, temporal_scale: float) -> Denoiser:
+    """Eq. 8: away from frames denoised alone towards the clip, and from no content towards the content.
+
+    ``mu_pi(null) + temporal_scale (mu(null) - mu_pi(null)) + content_scale (mu(content) - mu(null))``, sorted
+    by pass. The weights sum to 1, so it holds for the clean estimate as for any prediction. A pass without
+    weight is not run: ``temporal_scale`` 1 is classifier-free guidance and needs no image pass; both scales 1
+    is the plain network.
+    """
+    weighted = [
+        (1 - temporal_scale, lambda condition: condition.dropped().as_images()),
+        (temporal_scale - content_scale, lambda condition: condition.dropped()),
+        (content_scale, lambda condition: condition),
+    ]
+    passes = [(weight, change) for weight, change in weighted if weight != 0]
+
+    def denoise_guided(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
+        clean = denoise(x, sigma, [change(condition) for condition in conditions for _, change in passes])
+        each = [clean[i : i + len(passes)] for i in range(0, len(clean), len(passes))]
+        return [_combine([weight for weight, _ in passes], group) for group in each]
+
+    return denoise_guided
+
+
+def _combine(weights: Sequence[float], clean: Sequence[Latents]) -> Latents:
+    """The weighted sum; a single pass, whose weight is 1, stays as it is."""
+    total = weights[0] * clean[0]
+    for weight, part in zip(weights[1:], clean[1:], strict=True):
+        total = total + weight * part
+    return total
+
+
+def masked(denoise: Denoiser, known: Latents, mask: Float[Tensor, "b 1 f h w"]) -> Denoiser:
+    """Edit where ``mask`` is 1 and keep ``known`` (the source's clean latents) where it is 0.
+
+    It acts on the clean estimate, so it works for every sampler, and the last step ends on ``known`` exactly.
+    """
+
+    def denoise_masked(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
+        return [mask * clean + (1 - mask) * known for clean in denoise(x, sigma, conditions)]
+
+    return denoise_masked
+
+
+def structure_between(
+    denoise: Denoiser, flat: Float[Tensor, "b s f h w"], sigma_start: float, sigma_end: float
+) -> Denoiser:
+    """Structure only while ``sigma_start >= sigma > sigma_end``; outside, ``flat``, which says nothing."""
+
+    def denoise_between(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
+        if sigma_start >= sigma > sigma_end:
+            return denoise(x, sigma, conditions)
+        return denoise(x, sigma, [replace(condition, structure=flat) for condition in conditions])
+
+    return denoise_between
