@@ -1,0 +1,1 @@
+"""Files of weights, and modules made from them."""
