@@ -1,0 +1,1 @@
+"""Runs as Python: each file makes one model."""

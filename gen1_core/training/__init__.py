@@ -1,0 +1,1 @@
+"""Training of a small model on the procedural world, part by part."""

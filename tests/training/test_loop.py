@@ -1,0 +1,166 @@
+"""The training loop: resumable bit for bit, atomic, and a pure function of seed and step."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gen1_core.training import ema
+from gen1_core.training.loop import Task, generator_at, train
+from gen1_core.training.stages import Fit, Rate, Stage, scale_stages, stage_at
+from gen1_core.training.state import load_state, read_records, rewind_records, save_state
+
+FIT = Fit(steps=6, batch=4, rate=Rate(peak=1e-2, warmup=2), log_every=2, evaluate_every=3, save_every_s=0.0)
+
+
+def linear_task(*, stop_at: int = -1) -> Task:
+    """A small regression; with ``stop_at`` it is killed in the middle of that step."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    unused = nn.Linear(2, 2)  # gets its first gradient late, as the temporal layers of the U-Net do
+    model.add_module("late", unused)
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if step == stop_at:
+            raise ConnectionError("killed")
+        x = torch.randn(4, 3, generator=generator)
+        loss = (model[2](model[1](model[0](x))) - x.sum(1, keepdim=True)).square().mean()
+        if step >= 4:
+            loss = loss + unused(x[:, :2]).square().mean()
+        return {"loss": loss, "size": x.abs().mean()}
+
+    return Task(
+        name="line",
+        model=model,
+        losses=losses,
+        rate=lambda step: FIT.rate.at(step, FIT.steps),
+        evaluate=lambda averaged, step: {"first": float(averaged[0].weight[0, 0])},
+    )
+
+
+def without_times(path: Path) -> list[dict]:
+    records = read_records(path)
+    for record in records:
+        record.pop("seconds")
+    return records
+
+
+def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
+    whole = train(linear_task(), FIT, tmp_path / "whole", seed=5)
+    with pytest.raises(ConnectionError):
+        train(linear_task(stop_at=3), FIT, tmp_path / "broken", seed=5)
+    assert load_state(tmp_path / "broken" / "checkpoint.pt")["step"] == 3
+    task = linear_task()
+    resumed = train(task, FIT, tmp_path / "broken", seed=5)
+
+    assert whole.finished and resumed.finished and resumed.step == 6
+    a, b = (load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken"))
+    for key in ("model", "averaged"):
+        for name, value in a[key].items():
+            torch.testing.assert_close(b[key][name], value, rtol=0, atol=0)
+    for index, moments in a["optimiser"]["state"].items():
+        for name, value in moments.items():
+            torch.testing.assert_close(b["optimiser"]["state"][index][name], value, rtol=0, atol=0)
+    assert without_times(tmp_path / "whole" / "log.jsonl") == without_times(tmp_path / "broken" / "log.jsonl")
+    assert not torch.equal(a["model"]["0.weight"], a["averaged"]["0.weight"])
+
+
+def test_lines_logged_after_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        train(linear_task(stop_at=5), replace(FIT, save_every_s=1e9), tmp_path, seed=5)
+    assert not (tmp_path / "checkpoint.pt").exists() and read_records(tmp_path / "log.jsonl")
+    train(linear_task(), FIT, tmp_path, seed=5)
+    train(linear_task(), FIT, tmp_path / "whole", seed=5)
+    assert without_times(tmp_path / "log.jsonl") == without_times(tmp_path / "whole" / "log.jsonl")
+
+
+def test_a_time_limit_stops_cleanly_and_a_second_call_goes_on(tmp_path: Path) -> None:
+    stopped = train(linear_task(), FIT, tmp_path, seed=5, minutes=0.0)
+    assert stopped.step == 0 and not stopped.finished
+    assert train(linear_task(), FIT, tmp_path, seed=5).finished
+
+
+def test_interrupt_saves_the_run(tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(linear_task(), replace(FIT, save_every_s=1e9), tmp_path, seed=5, on_step=interrupt)
+    assert load_state(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_another_seed_or_another_network_is_refused(tmp_path: Path) -> None:
+    train(linear_task(), FIT, tmp_path, seed=5)
+    with pytest.raises(ValueError, match="use seed=5 or another folder"):
+        train(linear_task(), FIT, tmp_path, seed=6)
+    other = replace(linear_task(), model=nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="another folder"):
+        train(other, FIT, tmp_path, seed=5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    task = linear_task()
+    broken = replace(task, losses=lambda step, g: {"loss": task.losses(step, g)["loss"] * (float("nan") ** step)})
+    with pytest.raises(ValueError, match="lower the learning rate and resume"):
+        train(broken, FIT, tmp_path, seed=5)
+    assert load_state(tmp_path / "checkpoint.pt")["step"] < 2
+
+
+def test_draws_are_a_pure_function_of_seed_name_and_step() -> None:
+    draw = lambda *key: torch.randint(0, 1 << 30, (8,), generator=generator_at(*key))  # noqa: E731
+    assert torch.equal(draw(1, "a", 7), draw(1, "a", 7))
+    others = [draw(2, "a", 7), draw(1, "b", 7), draw(1, "a", 8)]
+    assert not any(torch.equal(draw(1, "a", 7), other) for other in others)
+
+
+def test_rate_warms_up_and_falls() -> None:
+    for shape in ("linear", "cosine"):
+        rate = Rate(peak=1.0, final=0.1, warmup=9, shape=shape)
+        values = [rate.at(step, 100) for step in range(101)]
+        assert values[0] == pytest.approx(0.1, rel=0.02)
+        assert values[10:] == sorted(values[10:], reverse=True) and values[100] == pytest.approx(0.1)
+    assert Rate(peak=1.0, final=0.0, warmup=0).at(50, 100) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="lower final or raise peak"):
+        Rate(peak=1e-4, final=1e-3)
+
+
+def test_average_follows_its_formula() -> None:
+    model = nn.Linear(2, 1)
+    averaged = ema.averaged_copy(model)
+    before = averaged.weight.clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.update(averaged, model, decay=0.75)
+    torch.testing.assert_close(averaged.weight, before + 0.25)
+    assert ema.decay_at(0.999, 0) == pytest.approx(0.1) and ema.decay_at(0.999, 10**6) == 0.999
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, {"step": 1, "weight": torch.ones(2)})
+    with pytest.raises(Exception, match="pickle"):
+        save_state(path, {"step": 2, "weight": lambda: 0})
+    assert load_state(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_half_written_log_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + '\n{"ste', encoding="utf-8")
+    assert read_records(path) == [{"step": 1}, {"step": 2}]
+    rewind_records(path, 1)
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n'
+
+
+def test_stages_follow_each_other_and_scale_together() -> None:
+    common = {"batch": 8, "image_fraction": 0.125, "structure": "detail", "rate": Rate(peak=1e-3)}
+    stages = tuple(Stage(name=name, steps=steps, **common) for name, steps in (("a", 60), ("b", 30), ("c", 10)))
+    assert [stage_at(stages, step)[0].name for step in (0, 59, 60, 89, 90, 99, 100)] == list("aabbccc")
+    assert stage_at(stages, 65)[1] == 5
+    assert scale_stages(stages, 20) == (12, 6, 2) and sum(scale_stages(stages, 7)) == 7
+    with pytest.raises(ValueError, match="give at least 3 steps"):
+        scale_stages(stages, 2)

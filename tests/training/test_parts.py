@@ -1,0 +1,302 @@
+"""The parts of the training: what a batch holds, what a loss measures, the whole recipe in small."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gen1_core.content.tokenizer import Tokenizer
+from gen1_core.diffusion.schedule import Schedule
+from gen1_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_core.models.unet import UNetConfig
+from gen1_core.pipeline import Diffusion
+from gen1_core.recipes.tiny import TINY, main, smoke
+from gen1_core.structure.blur import level_channels
+from gen1_core.training.autoencoder import AutoencoderPlan, draw_images, normalised
+from gen1_core.training.bank import Bank, BankConfig, join, load_bank, render_bank, shard_path
+from gen1_core.training.clip import CLIPPlan, add_foreign, caption_words, contrastive_losses, read_captions
+from gen1_core.training.depth import DepthPlan, aligned, augment, depth_losses
+from gen1_core.training.latents import LatentBank, encode_shards, fingerprint, load_latents
+from gen1_core.training.loop import generator_at
+from gen1_core.training.recipe import recipe_with_steps
+from gen1_core.training.sheets import psnr, write_sheet
+from gen1_core.training.stages import Fit, Rate, Stage
+from gen1_core.training.state import read_records
+from gen1_core.training.unet import UNetPlan, draw_batch, unet_task, with_steps
+
+CPU = torch.device("cpu")
+FIT = Fit(steps=10, batch=40, rate=Rate(peak=1e-3))
+SMALL_BANK = BankConfig(name="train", seed=3, shards=2, clips=1, frames=2, size=32, supersample=1, captions=2)
+DETAIL = Stage(name="x", steps=4, batch=64, image_fraction=0.0, structure="detail", rate=Rate(peak=1e-3))
+
+
+def random_bank(clips: int = 3) -> Bank:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)  # noqa: E731
+    return Bank(
+        rgb=draw(clips, 2, 2, 3, 32, 32),
+        depth=draw(clips, 2, 1, 32, 32),
+        captions=[[["a red castle", "castle"], ["a blue car", "cars of ice"]]] * clips,
+        looks=[["red", "blue"]] * clips,
+        families=["castle", "car", "castle"][:clips],
+    )
+
+
+def numbered_latents(clips: int = 5, frames: int = 8) -> LatentBank:
+    """Latents whose values say where they come from: clip, style, frame, level."""
+    grid = lambda *sizes: torch.meshgrid(*(torch.arange(s) for s in sizes), indexing="ij")  # noqa: E731
+    m, k, f = grid(clips, 2, frames)
+    number = (100 * m + 10 * k + f).half()
+    n, level, g = grid(clips, 2, frames)
+    depth = (1000 * level + 100 * n + g).half()
+    return LatentBank(
+        rgb=number[:, :, None, :, None, None].repeat(1, 1, 4, 1, 2, 2),
+        depth=depth[:, :, None, :, None, None].repeat(1, 1, 4, 1, 2, 2),
+        level=torch.arange(clips) % 7 + 1,
+        images=(number[..., None] + 1).repeat(1, 1, 1, 16),
+        texts=torch.randn(clips, 2, 2, 16).half(),
+        flat=torch.full((4, 2, 2), -7.0).half(),
+    )
+
+
+def test_a_shard_is_a_function_of_its_seed_and_number(tmp_path: Path) -> None:
+    render_bank(SMALL_BANK, tmp_path / "a", shards=range(2), device=CPU)
+    render_bank(SMALL_BANK, tmp_path / "b", shards=[1], device=CPU)
+    a, b = (
+        load_bank(SMALL_BANK, tmp_path / "a", shards=[1]),
+        load_bank(SMALL_BANK, tmp_path / "b", shards=[1]),
+    )
+    assert torch.equal(a.rgb, b.rgb) and torch.equal(a.depth, b.depth) and a.captions == b.captions
+    both = load_bank(SMALL_BANK, tmp_path / "a", shards=range(2))
+    assert both.rgb.shape == (2, 2, 2, 3, 32, 32) and both.families[0] != both.families[1]
+    assert not torch.equal(both.rgb[:, 0], both.rgb[:, 1]), "two styles of a clip look the same"
+    assert int(both.depth.amax()) == 255
+
+    before = shard_path(tmp_path / "a", SMALL_BANK, 0).stat().st_mtime_ns
+    render_bank(SMALL_BANK, tmp_path / "a", shards=range(2), device=CPU)
+    assert shard_path(tmp_path / "a", SMALL_BANK, 0).stat().st_mtime_ns == before
+
+
+def test_missing_or_foreign_shards_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run the part `bank` first"):
+        load_bank(SMALL_BANK, tmp_path, shards=[0])
+    render_bank(SMALL_BANK, tmp_path, shards=[0], device=CPU)
+    with pytest.raises(ValueError, match="remove it or use another folder"):
+        load_bank(replace(SMALL_BANK, seed=4), tmp_path, shards=[0])
+
+
+def test_autoencoder_batches_mix_frames_and_depth_and_end_with_whole_frames() -> None:
+    bank, plan = random_bank(), AutoencoderPlan(fit=FIT, crop=16, full_batch=2)
+    images = draw_images(bank, plan, 0, generator_at(0, "a", 0))
+    assert images.shape == (40, 3, 16, 16) and images.min() >= -1 and images.max() <= 1
+    grey = (images == images[:, :1]).flatten(1).all(dim=1)
+    assert 1 <= int(grey.sum()) <= 20
+    assert torch.equal(images, draw_images(bank, plan, 0, generator_at(0, "a", 0)))
+    assert draw_images(bank, plan, 9, generator_at(0, "a", 9)).shape == (2, 3, 32, 32)
+
+
+def test_measured_mean_and_scale_normalise_the_latents() -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_scale=1.0)
+    bank = random_bank()
+    measured = normalised(Autoencoder(config), bank, frames=64, seed=0)
+    torch.manual_seed(0)
+    latents = Autoencoder(measured).encode(bank.rgb.flatten(0, 2).float() / 127.5 - 1).detach()
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.2, rtol=0)
+    assert float(latents.std()) == pytest.approx(1, abs=0.2) and measured.latent_scale != 1
+
+
+def test_equal_looks_are_positives_of_each_other() -> None:
+    captions = read_captions(random_bank(), Tokenizer.embedded(32))
+    assert captions.looks[0, 0] == captions.looks[2, 0] != captions.looks[1, 0]
+    assert captions.texts[0, 0, 0] == captions.texts[1, 0, 0] != captions.texts[0, 0, 1]
+    assert caption_words(random_bank()) == "blue car cars castle ice red"
+    embeddings = torch.eye(3)[torch.tensor([0, 1, 0])]
+    same = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).bool()
+    right = contrastive_losses(embeddings, embeddings, same, scale=torch.tensor(50.0))
+    naive = contrastive_losses(embeddings, embeddings, torch.eye(3).bool(), scale=torch.tensor(50.0))
+    torch.testing.assert_close(right["loss"], naive["loss"])
+    assert float(right["hits"]) == 1
+    wrong = contrastive_losses(embeddings, embeddings.roll(1, 0), same, scale=torch.tensor(50.0))
+    assert float(wrong["loss"]) > 10
+
+
+def test_foreign_pieces_come_in_and_the_text_stays_whole() -> None:
+    tokenizer = Tokenizer.embedded(32)
+    captions = read_captions(random_bank(), tokenizer)
+    tokens = captions.tokens[:, 0, 0]
+    plan = CLIPPlan(fit=FIT, foreign_share=1.0)
+    changed = add_foreign(tokens, captions.foreign, plan, generator_at(0, "t", 0))
+    for before, after in zip(tokens, changed, strict=True):
+        kept = [t for t in after.tolist() if t not in set(captions.foreign.tolist())]
+        assert [t for t in kept if t] == [t for t in before.tolist() if t]
+        assert int((after > 0).sum()) > int((before > 0).sum())
+    untouched = add_foreign(tokens, captions.foreign, replace(plan, foreign_share=0.0), generator_at(0, "t", 0))
+    assert torch.equal(untouched, tokens)
+
+
+def test_depth_loss_and_augmentation() -> None:
+    plan = DepthPlan(fit=FIT)
+    depth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert float(depth_losses(depth, depth, plan)["loss"]) == 0
+    shifted = depth_losses(depth + 0.25, depth, plan)
+    torch.testing.assert_close(shifted["loss"], torch.tensor(0.25))
+    assert float(depth_losses(depth.flip(-1), depth, plan)["loss"]) > 0.5
+    torch.testing.assert_close(aligned(depth * -3 + 1, depth), depth)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = augment(images, plan, generator_at(0, "d", 0))
+    assert other.shape == images.shape and other.min() >= 0 and other.max() <= 1
+    assert not torch.allclose(other, images, atol=0.05)
+
+
+def test_encoded_shards_belong_to_their_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    autoencoder = Autoencoder(config).eval()
+
+    class Mean:
+        """Mean colours stand for an embedding."""
+
+        dim, kind, scaling = 3, "mean", "raw"
+
+        def encode_images(self, images):
+            return images.mean(dim=(2, 3))
+
+        def encode_texts(self, texts):
+            return torch.tensor([[float(len(text))] * 3 for text in texts])
+
+        def familiar(self, prompt):
+            return True
+
+    render_bank(SMALL_BANK, tmp_path, shards=range(2), device=CPU)
+    weights = fingerprint(autoencoder)
+    folder = tmp_path / "latents"
+    encode_shards(SMALL_BANK, tmp_path, folder, autoencoder, Mean(), shards=range(2), weights=weights)
+    latents = load_latents(SMALL_BANK, folder, shards=range(2), weights=weights)
+    bank = load_bank(SMALL_BANK, tmp_path, shards=range(2))
+    with torch.no_grad():
+        frame = autoencoder.encode(bank.rgb[1, 1, 1][None].float() / 127.5 - 1)
+        full = autoencoder.encode(bank.depth[1, 1][None].float().repeat(1, 3, 1, 1) / 127.5 - 1)
+    torch.testing.assert_close(latents.rgb[1, 1, :, 1][None].float(), frame, atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(latents.depth[1, 0, :, 1][None].float(), full, atol=1e-3, rtol=1e-2)
+    assert not torch.allclose(latents.depth[1, 1].float(), latents.depth[1, 0].float(), atol=1e-3)
+    assert latents.texts[1, 0, 1, 0] == len(bank.captions[1][0][1])
+    torch.testing.assert_close(
+        latents.images[0, 1, 1].float(),
+        bank.rgb[0, 1, 1].float().mean(dim=(1, 2)) / 255,
+        atol=1e-3,
+        rtol=1e-2,
+    )
+    with torch.no_grad():
+        autoencoder.quant_conv.bias.add_(1)
+    assert fingerprint(autoencoder) != weights
+    with pytest.raises(ValueError, match="run the part `encode` first"):
+        load_latents(SMALL_BANK, folder, shards=[0], weights=fingerprint(autoencoder))
+
+
+def test_unet_batches_keep_clip_style_frame_and_depth_together() -> None:
+    latents = numbered_latents()
+    clean, condition = draw_batch(latents, DETAIL, 0.0, generator_at(0, "u", 0), CPU)
+    assert clean.shape == (8, 4, 8, 2, 2) and not condition.image
+    clip, style = clean[:, 0, 0, 0, 0] // 100, clean[:, 0, 0, 0, 0] % 100 // 10
+    torch.testing.assert_close(condition.structure[:, 0, :, 0, 0], 100 * clip[:, None] + torch.arange(8.0))
+    shown = condition.content[:, 0, 0, 0] - 1
+    torch.testing.assert_close(shown // 10, 10 * clip + style)
+    torch.testing.assert_close(condition.structure[:, 4:], level_channels(0, condition.structure[:, :4]))
+
+    images = replace(DETAIL, image_fraction=1.0)
+    clean, condition = draw_batch(latents, images, 0.0, generator_at(0, "u", 0), CPU)
+    assert clean.shape == (64, 4, 1, 2, 2) and condition.image
+    number = clean[:, 0, 0, 0, 0]
+    torch.testing.assert_close(condition.structure[:, 0, 0, 0, 0], number - 10 * (number % 100 // 10))
+    assert len(set((number % 10).tolist())) == 8
+
+
+def test_stages_decide_structure_and_content_is_dropped() -> None:
+    latents = numbered_latents()
+    levels = replace(DETAIL, structure="levels", batch=8 * 400)
+    _, condition = draw_batch(latents, levels, 0.1, generator_at(0, "u", 0), CPU)
+    encoded = condition.structure[:, 0, 0, 0, 0]
+    detail = encoded < 1000
+    assert 0.05 < float(detail.float().mean()) < 0.22  # one in eight
+    clip = (encoded % 1000 / 100).round()
+    level = torch.where(detail, 0, latents.level[clip.long()])
+    torch.testing.assert_close(condition.structure[:, 4:], level_channels(level, condition.structure[:, :4]))
+    dropped = (condition.content == 0).flatten(1).all(dim=1)
+    assert 0.05 < float(dropped.float().mean()) < 0.16 and torch.equal(condition.null, 0 * condition.null)
+
+    _, condition = draw_batch(latents, replace(DETAIL, structure="none"), 0.0, generator_at(0, "u", 0), CPU)
+    assert bool((condition.structure[:, :4] == -7).all())
+    torch.testing.assert_close(condition.structure[:, 4:], level_channels(7, condition.structure[:, :4]))
+
+
+def test_image_stage_leaves_the_temporal_layers_alone() -> None:
+    stages = (
+        replace(DETAIL, image_fraction=1.0, steps=2, batch=8),
+        replace(DETAIL, steps=2, batch=8, rate=Rate(peak=5e-4, warmup=0)),
+    )
+    plan = UNetPlan(fit=replace(FIT, steps=4), stages=stages)
+    config = UNetConfig(
+        block_out_channels=(16,), layers_per_block=1, attention=(True,), num_attention_heads=1,
+        cross_attention_dim=16, norm_num_groups=4, frames=8,
+    )  # fmt: skip
+    diffusion = Diffusion(working_size=32, prediction="v", schedule=Schedule(zero_terminal_snr=True))
+    task = unet_task(config, plan, diffusion, numbered_latents(), evaluate=lambda m, s: {}, seed=0, device=CPU)
+    got = []
+    for step in (1, 2):
+        task.model.zero_grad(set_to_none=True)
+        losses = task.losses(step, generator_at(0, "unet", step))
+        losses["loss"].backward()
+        got.append({name for name, p in task.model.named_parameters() if p.grad is not None and "temporal" in name})
+        assert torch.isfinite(losses["loss"])
+    assert not got[0] and got[1]
+    assert task.rate(0) < task.rate(1) and task.rate(2) == pytest.approx(5e-4)
+
+
+def test_steps_can_be_given_for_each_part() -> None:
+    shorter = recipe_with_steps(TINY, "unet", 600)
+    assert shorter.unet_plan.fit.steps == 600 == sum(stage.steps for stage in shorter.unet_plan.stages)
+    assert with_steps(TINY.unet_plan, TINY.unet_plan.fit.steps) == TINY.unet_plan
+    assert recipe_with_steps(TINY, "depth", 7).depth_plan.fit.steps == 7
+    with pytest.raises(ValueError, match="give steps to one that is trained"):
+        recipe_with_steps(TINY, "bank", 7)
+    with pytest.raises(ValueError, match="give them different seeds"):
+        replace(TINY, held_out=TINY.bank)
+    with pytest.raises(ValueError, match="give the sum"):
+        replace(TINY.unet_plan, fit=replace(TINY.unet_plan.fit, steps=1))
+    assert smoke(TINY).unet == TINY.unet
+
+
+def test_sheets_and_psnr(tmp_path: Path) -> None:
+    red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(2, 3, 4, 5)
+    write_sheet(tmp_path / "sheet.png", [red, torch.full((2, 1, 4, 5), 0.5)])
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (10, 8)
+        assert picture.getpixel((0, 7)) == (255, 0, 0) and picture.getpixel((9, 0)) == (128, 128, 128)
+    assert psnr(torch.full((1, 3, 4, 4), 0.5), torch.full((1, 3, 4, 4), 0.6)) == pytest.approx(20, abs=1e-3)
+    assert join([random_bank(1), random_bank(2)]).rgb.shape[0] == 3
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_runs_and_resumes(tmp_path: Path) -> None:
+    run = ["all", "--smoke", "--folder", str(tmp_path), "--threads", "1"]
+    main(run)
+    names = {path.stem for path in (tmp_path / "weights").glob("*.safetensors")}
+    assert names == {"autoencoder", "clip", "depth", "prior", "unet"}
+    assert sum(path.stat().st_size for path in (tmp_path / "weights").iterdir()) < 32e6
+
+    from gen1_core.checkpoints.files import read_file
+    from gen1_core.loading import load_gen1
+
+    unet = read_file(tmp_path / "weights" / "unet.safetensors")
+    assert json.loads(unet.metadata["recipe"])["finished"] is True
+    assert next(iter(unet.tensors.values())).dtype == torch.float16
+    gen1 = load_gen1(tmp_path / "weights")
+    assert gen1.encoder.familiar("a castle") and gen1.diffusion == TINY.diffusion
+    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
+    assert (tmp_path / "unet" / "sheet-000006.png").exists()
+    main(run)
+    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
