@@ -72,10 +72,10 @@ def main() -> None:
     timed("read", lambda: sum(len(chunk) for chunk in clip))
     size = size_for(gen1, clip)
     depth, _ = timed("depth", lambda: read_depth(gen1, clip))
-    timed("encode", lambda: encode_source(gen1, clip, size, chunk=options.chunk))
+    timed("encode", lambda: encode_source(gen1, clip, chunk=options.chunk))
     content = timed("content", lambda: describe(gen1, prompt="a pencil sketch on white paper"))
     latents = timed("sample", lambda: generate(gen1, Structure(depth=depth), content, options))
-    frames = timed("decode", lambda: list(decode(gen1, latents, clip, size, chunk=options.chunk)))
+    frames = timed("decode", lambda: list(decode(gen1, latents, clip, chunk=options.chunk)))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.mp4"
         timed("write", lambda: write_video(out, iter(frames), frame_rate=clip.frame_rate, audio_from=DEMO_CLIP))

@@ -6,23 +6,22 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .demo import run_demo
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
 from .loading import describe_file, load_depth_estimator, load_gen1
-from .pipeline import EditOptions, Gen1, depth_frames, describe, edit, read_depth, size_for
+from .pipeline import EditOptions, Gen1, check_content, depth_frames, describe, edit, read_depth
 from .presets import DEMO_CLIP, MODELS
-from .recipes.tiny import add_arguments, run_from
-from .structure.estimator import save_depth
-from .tensors import Bytes, to_float
-from .video.clip import Clip, each_frame
+from .progress import progress
+from .recipes.tiny import add_arguments, device_from, run_from
+from .structure.estimator import load_depth, save_depth
+from .tensors import Bytes, OnStep, to_float
+from .video.clip import each_frame
 from .video.read import Video, open_video
 from .video.sheet import beside
 from .video.write import write_video
@@ -31,18 +30,35 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; a ValueError becomes one line on standard error and exit status 2."""
+    """Runs one command; what is refused becomes one line on standard error and exit status 2."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gen1_core").setLevel(logging.INFO)
     try:
         options.command(options)
-    except ValueError as error:
-        print(f"gen1: {error}", file=sys.stderr)
-        return 2
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        return refuse(f"the device has too little memory ({reason}); use --dtype bfloat16, or a lower --window.")
+    except (ValueError, OSError) as error:
+        return refuse(str(error))
     except KeyboardInterrupt:
-        print("gen1: cancelled; nothing was written", file=sys.stderr)
+        print("gen1: cancelled; files that were there before are unchanged", file=sys.stderr)
         return 130
     return 0
+
+
+def refuse(message: str) -> int:
+    """Says why nothing was done, and gives the exit status."""
+    print(f"gen1: {message}", file=sys.stderr)
+    return 2
+
+
+def rate(text: str) -> Fraction:
+    """A frame rate on the command line: 12, 29.97 or 30000/1001."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no frame rate; give 12 or 30000/1001") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +82,7 @@ def add_hardware(command: argparse.ArgumentParser) -> None:
     """Options about the model and where it runs."""
     command.add_argument("--model", default="tiny", help=f"{', '.join(MODELS)}, or a folder of weights")
     command.add_argument(
-        "--depth",
+        "--depth-model",
         type=Path,
         help="MiDaS DPT-Large instead of the model's own: the .pt file or a transformers folder",
     )
@@ -82,7 +98,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--end", type=float, default=float("inf"), help="seconds into the clip")
     command.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     command.add_argument(
-        "--fps", type=Fraction, default=Fraction(0), help="resample to this rate, e.g. 12 or 30000/1001; 0 keeps it"
+        "--fps", type=rate, default=Fraction(0), help="resample to this rate, e.g. 12 or 30000/1001; 0 keeps it"
     )
     command.add_argument("--max-size", type=int, default=0, help="longest side in pixels; 0 keeps the size")
 
@@ -90,6 +106,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
 def add_edit(command: argparse.ArgumentParser) -> None:
     """Options of ``gen1 edit``; sliders left out take the model's own defaults."""
     add_source(command)
+    command.add_argument("--depth", type=Path, help="depth that `gen1 depth -o FILE.safetensors` wrote")
     command.add_argument("--prompt", help="the new content in words")
     command.add_argument("--image", type=Path, help="the new content as a picture")
     command.add_argument("--blur-level", type=int, help="t_s, 0..7: how much detail of the shapes is given up")
@@ -127,35 +144,42 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 
 def edit_command(options: argparse.Namespace) -> None:
-    """``gen1 edit``: checks everything cheap first, then loads, edits and writes."""
+    """``gen1 edit``: checks everything cheap first; the target is opened before the heavy work begins."""
+    check_content(options.prompt, options.image)
     clip = open_source(options)
     picture = None if options.image is None else first_frame(options.image)
+    mask = None if options.mask is None else open_mask(options)
+    masking = MaskOptions(grow_px=options.mask_grow, feather_px=options.mask_feather, invert=options.mask_invert)
+    given = None if options.depth is None else load_depth(options.depth)[0]
     gen1 = load(options)
-    with progress() as on_step:
-        content = describe(gen1, prompt=options.prompt, image=picture, seed=options.seed or 0)
-        sliders = edit_options(gen1, options)
-        mask = None if options.mask is None else open_video(options.mask)
-        masking = MaskOptions(grow_px=options.mask_grow, feather_px=options.mask_feather, invert=options.mask_invert)
-        report_sizes(gen1, clip)
-        depth, _ = read_depth(gen1, clip, chunk=sliders.chunk, on_step=on_step)
-        frames = edit(gen1, clip, content, sliders, depth=depth, mask=mask, mask_options=masking, on_step=on_step)
-        if options.compare:
-            streams = [clip, depth_frames(gen1, depth, clip), frames]
-            frames = beside(streams, ["source", "depth", options.prompt or str(options.image)], columns=3)
-        save(clip, frames, options.output)
+    sliders = edit_options(gen1, options)
+
+    def frames(on_step: OnStep) -> Iterator[Bytes]:
+        content = describe(gen1, prompt=options.prompt, image=picture, seed=sliders.seed)
+        depth = given if given is not None else read_depth(gen1, clip, chunk=sliders.chunk, on_step=on_step)[0]
+        edited = edit(gen1, clip, content, sliders, depth=depth, mask=mask, mask_options=masking, on_step=on_step)
+        if not options.compare:
+            return edited
+        streams = [clip, depth_frames(gen1, depth, clip), edited]
+        return beside(streams, ["source", "depth", options.prompt or options.image.name], columns=3)
+
+    save(clip, frames, options.output)
 
 
 def depth_command(options: argparse.Namespace) -> None:
     """``gen1 depth``: white is near; ``.safetensors`` keeps the values, anything else is a video."""
     clip = open_source(options)
     gen1 = load(options)
-    with progress() as on_step:
-        depth, depth_range = read_depth(gen1, clip, on_step=on_step)
     if options.output.suffix == ".safetensors":
-        save_depth(options.output, depth, depth_range)
-        print(f"{options.output}: depth {tuple(depth.shape)}, 0..1, 1 is near")
-    else:
-        save(clip, depth_frames(gen1, depth, clip), options.output)
+        with progress() as on_step:
+            save_depth(options.output, *read_depth(gen1, clip, on_step=on_step))
+        print(f"written: {options.output}, depth 0..1, 1 is near, for `gen1 edit --depth`")
+        return
+
+    def frames(on_step: OnStep) -> Iterator[Bytes]:
+        return depth_frames(gen1, read_depth(gen1, clip, on_step=on_step)[0], clip)
+
+    save(clip, frames, options.output)
 
 
 def info_command(options: argparse.Namespace) -> None:
@@ -171,7 +195,7 @@ def demo_command(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     gen1 = load(options)
     with progress() as on_step:
-        video, sheet = run_demo(gen1, DEMO_CLIP, options.out, on_step=on_step)
+        video, sheet = run_demo(gen1, DEMO_CLIP, options.out, edit_options(gen1, options), on_step=on_step)
     print(f"comparison video: {video}\ncontact sheet:    {sheet}\ntook {time.perf_counter() - started:.1f} s")
 
 
@@ -179,9 +203,9 @@ def load(options: argparse.Namespace) -> Gen1:
     """The model that the options name, where the options say."""
     device, dtype = pick_device(options.device), DTYPES[options.dtype]
     gen1 = load_gen1(options.model, device=device, dtype=dtype)
-    if options.depth is None:
+    if options.depth_model is None:
         return gen1
-    return dataclasses.replace(gen1, depth=load_depth_estimator(options.depth, device=device))
+    return dataclasses.replace(gen1, depth=load_depth_estimator(options.depth_model, device=device))
 
 
 def pick_device(name: str) -> torch.device:
@@ -193,13 +217,7 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}); give auto or cpu.") from error
-    return device
+    return device_from(name)
 
 
 def edit_options(gen1: Gen1, options: argparse.Namespace) -> EditOptions:
@@ -211,8 +229,8 @@ def edit_options(gen1: Gen1, options: argparse.Namespace) -> EditOptions:
 
 
 def open_source(options: argparse.Namespace) -> Video:
-    """The clip that the options name, checked before anything heavy."""
-    return open_video(
+    """The clip that the options name, checked before anything heavy; says what a person may want to know of it."""
+    clip = open_video(
         options.input,
         start_s=options.start,
         end_s=options.end,
@@ -220,6 +238,17 @@ def open_source(options: argparse.Namespace) -> Video:
         fps=options.fps,
         max_size=options.max_size,
     )
+    for note in clip.notes:
+        print(note)
+    return clip
+
+
+def open_mask(options: argparse.Namespace) -> Video:
+    """The mask that the options name; of a mask video the same part is taken as of the clip."""
+    mask = open_video(options.mask)
+    if mask.num_frames == 1:
+        return mask
+    return open_video(options.mask, start_s=options.start, end_s=options.end, stride=options.stride, fps=options.fps)
 
 
 def first_frame(path: Path) -> torch.Tensor:
@@ -230,45 +259,28 @@ def first_frame(path: Path) -> torch.Tensor:
     return to_float(next(each_frame(open_video(path)))[None])
 
 
-def report_sizes(gen1: Gen1, clip: Clip) -> None:
-    """Says at which size the clip is edited; the source and the result have the other one."""
-    size = size_for(gen1, clip)
-    print(f"{clip.num_frames} frames of {clip.width}x{clip.height}, edited at {size.width}x{size.height}")
+def save(clip: Video, frames: Callable[[OnStep], Iterator[Bytes]], path: Path) -> None:
+    """Writes frames with the clip's own times and sound, and says what happened to them.
 
+    ``frames`` is called once the target is known to be writable, so no work is done for nothing.
+    """
+    with progress() as on_step:
 
-def save(clip: Video, frames: Iterator[Bytes], path: Path) -> None:
-    """Writes frames with the clip's own times and sound, and says what happened to them."""
-    notes = write_video(
-        path,
-        frames,
-        frame_rate=clip.frame_rate,
-        time_stamps=clip.time_stamps,
-        audio_from=clip,
-        pixel_aspect=clip.pixel_aspect,
-    )
-    for note in [*clip.notes, *notes]:
+        def counted() -> Iterator[Bytes]:
+            done = 0
+            for chunk in frames(on_step):
+                yield chunk
+                done += len(chunk)
+                on_step("write", done, clip.num_frames)
+
+        notes = write_video(
+            path,
+            counted(),
+            frame_rate=clip.frame_rate,
+            time_stamps=clip.time_stamps,
+            audio_from=clip,
+            pixel_aspect=clip.pixel_aspect,
+        )
+    for note in notes:
         print(note)
     print(f"written: {path}")
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every stage, on standard error."""
-    bars: dict[str, tqdm] = {}
-
-    def on_step(stage: str, done: int, total: int) -> None:
-        bar = bars.get(stage)
-        if bar is None or done < bar.n:
-            if bar is not None:
-                bar.close()
-            bar = bars[stage] = tqdm(total=total, desc=stage, delay=0.5)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-            del bars[stage]
-
-    try:
-        yield on_step
-    finally:
-        for bar in bars.values():
-            bar.close()

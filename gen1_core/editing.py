@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +41,11 @@ def grow(mask: Mask, pixels: int) -> Mask:
     """Dilate by ``pixels`` (square neighbourhood); a negative number erodes."""
     if pixels == 0:
         return mask
-    size = 2 * abs(pixels) + 1
-    pooled = F.max_pool2d(mask if pixels > 0 else -mask, size, stride=1, padding=abs(pixels))
+    reach = abs(pixels)
+    size = 2 * reach + 1
+    # A square's maximum is that of its rows' maxima, which costs a row and a column per pixel instead of the square.
+    rows = F.max_pool2d(mask if pixels > 0 else -mask, (1, size), stride=1, padding=(0, reach))
+    pooled = F.max_pool2d(rows, (size, 1), stride=1, padding=(reach, 0))
     return pooled if pixels > 0 else -pooled
 
 
@@ -68,32 +71,28 @@ def composite(edited: Bytes, source: Bytes, mask: Mask) -> Bytes:
     return to_bytes(mask * to_float(edited) + (1 - mask) * to_float(source))
 
 
-def mask_frames(mask: Clip, num_frames: int) -> Iterator[Tensor]:
-    """One mask picture per frame of the clip; a mask of a single picture holds for all of them.
-
-    Raises ValueError where the mask has neither one picture nor one for every frame.
-    """
+def check_mask(mask: Clip, num_frames: int) -> None:
+    """Reads nothing: raises ValueError where the mask has neither one picture nor one for every frame of the clip."""
     if mask.num_frames not in (1, num_frames):
         raise ValueError(
             f"the mask has {mask.num_frames} frames and the clip {num_frames}, so they cannot be matched; "
             "give one mask picture, or a mask video of the same length."
         )
-    if mask.num_frames == 1:
-        first = next(each_frame(mask))
-        for _ in range(num_frames):
-            yield first
-    else:
-        yield from each_frame(mask)
 
 
 def mask_chunks(mask: Clip, like: Clip, length: int, options: MaskOptions = DEFAULT_MASK) -> Iterator[Mask]:
-    """The prepared mask of a clip in chunks, at the clip's own size."""
-    pictures = (picture[None] for picture in mask_frames(mask, like.num_frames))
-    for chunk in rechunk(pictures, length):
-        if chunk.shape[-2:] != (like.height, like.width):
-            soft = F.interpolate(to_float(chunk), (like.height, like.width), mode="bilinear", antialias=True)
-            chunk = to_bytes(soft)
-        yield mask_from_frames(chunk, options)
+    """The prepared mask of a clip in chunks, at the clip's own size; a single picture is prepared once for all frames.
+
+    Raises ValueError as ``check_mask`` does.
+    """
+    check_mask(mask, like.num_frames)
+    if mask.num_frames == 1:
+        single = mask_from_frames(_at_size_of(like, next(each_frame(mask))[None]), options)
+        for first in range(0, like.num_frames, length):
+            yield single.expand(min(length, like.num_frames - first), -1, -1, -1)
+    else:
+        for chunk in rechunk(mask, length):
+            yield mask_from_frames(_at_size_of(like, chunk), options)
 
 
 def keep_background(
@@ -113,3 +112,9 @@ def keep_background(
 def latent_mask(mask: Mask, size: tuple[int, int]) -> Float[Tensor, "n 1 a b"]:
     """The mask at latent resolution ``size`` (h, w): a latent cell is edited as soon as any of its pixels is."""
     return F.adaptive_max_pool2d(mask, size)
+
+
+def _at_size_of(like: Clip, frames: Bytes) -> UInt8[Tensor, "n 3 height width"]:
+    if frames.shape[-2:] == (like.height, like.width):
+        return frames
+    return to_bytes(F.interpolate(to_float(frames), (like.height, like.width), mode="bilinear", antialias=True))

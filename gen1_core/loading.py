@@ -24,6 +24,10 @@ PARTS = ("unet", "autoencoder", "depth", "clip", "prior")
 """File stems of a model folder; each is a safetensors file whose metadata names its kind and holds its config."""
 
 
+IN_CHANNELS = 12
+"""Noisy latents 4, encoded depth 4, its blur level 4."""
+
+
 def load_gen1(
     source: str | Path = "tiny", *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Gen1:
@@ -45,6 +49,7 @@ def load_gen1(
     depth = module("depth", DepthNet, config_of(DepthNetConfig, files["depth"]))
     clip = module("clip", CLIP, config_of(CLIPConfig, files["clip"]))
     prior = module("prior", Prior, config_of(PriorConfig, files["prior"]))
+    check_together(unet.config, clip.config, prior.config, folder)
     words = frozenset(files["clip"].metadata.get("words", "").split())
     return Gen1(
         unet=unet,
@@ -52,9 +57,19 @@ def load_gen1(
         depth=network_estimator(depth),
         encoder=EmbeddedClip(clip, Tokenizer.embedded(clip.config.context_length), words=words),
         prior=prior,
-        diffusion=config_from_plain(Diffusion, json.loads(files["unet"].metadata["diffusion"])),
-        defaults=config_from_plain(EditOptions, json.loads(files["unet"].metadata["defaults"])),
+        diffusion=config_from_plain(Diffusion, json.loads(files["unet"].metadata.get("diffusion", "{}"))),
+        defaults=config_from_plain(EditOptions, json.loads(files["unet"].metadata.get("defaults", "{}"))),
     )
+
+
+def check_together(unet: UNetConfig, clip: CLIPConfig, prior: PriorConfig, folder: Path) -> None:
+    """Refuses parts of different models: each may be whole, and together they would fail in the middle of an edit."""
+    widths = {"unet": unet.cross_attention_dim, "clip": clip.embed_dim, "prior": prior.dim}
+    if len(set(widths.values())) > 1 or unet.in_channels != IN_CHANNELS:
+        raise ValueError(
+            f"the parts in {folder} have contents of width {widths} and a U-Net of {unet.in_channels} input channels, "
+            f"but need one width and {IN_CHANNELS} channels; take all five files from one model."
+        )
 
 
 def load_depth_estimator(

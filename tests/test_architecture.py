@@ -19,7 +19,7 @@ ORDER = (
     {"presets"},
     {"pipeline", "metrics"},
     {"structure", "content", "editing", "checkpoints"},
-    {"models", "diffusion", "video"},
+    {"models", "diffusion", "video", "progress"},
     {"tensors"},
 )
 """Imports go from left to right, any number of steps; parts of one set never import each other."""

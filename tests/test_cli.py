@@ -32,7 +32,7 @@ def source(tmp_path_factory) -> Path:
     return path
 
 
-def test_edit_writes_a_clip_like_the_source(model, source, tmp_path, capsys):
+def test_edit_writes_a_clip_like_the_source(model, source, tmp_path, capsys, caplog):
     out = tmp_path / "out.mp4"
     assert (
         main(["edit", str(source), "-o", str(out), "--prompt", "gold", "--model", str(model), "--device", "cpu"]) == 0
@@ -40,8 +40,8 @@ def test_edit_writes_a_clip_like_the_source(model, source, tmp_path, capsys):
     made = open_video(out)
     assert (made.num_frames, made.width, made.height) == (5, 48, 40)
     assert made.frame_rate == Fraction(30000, 1001)
-    said = capsys.readouterr().out
-    assert "48x40" in said and "edited at 38x32" in said and str(out) in said
+    assert "5 frames of 48x40, edited at 38x32, padded to 48x32" in caplog.text
+    assert str(out) in capsys.readouterr().out
 
 
 def test_compare_puts_source_depth_and_result_side_by_side(model, source, tmp_path):
@@ -71,6 +71,38 @@ def test_depth_is_written_as_a_picture_or_as_values(model, source, tmp_path):
     assert depth.shape == (1, 1, 5, 32, 48) and depth_range.low < depth_range.high
 
 
+def test_written_depth_gives_the_same_edit(model, source, tmp_path):
+    values = tmp_path / "depth.safetensors"
+    assert main(["depth", str(source), "-o", str(values), "--model", str(model), "--device", "cpu"]) == 0
+    common = ["--prompt", "gold", "--steps", "1", "--model", str(model), "--device", "cpu"]
+    assert main(["edit", str(source), "-o", str(tmp_path / "a.mp4"), *common]) == 0
+    assert main(["edit", str(source), "-o", str(tmp_path / "b.mp4"), "--depth", str(values), *common]) == 0
+    a, b = (torch.cat(list(open_video(tmp_path / name))) for name in ("a.mp4", "b.mp4"))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(model, source, tmp_path, capsys, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("depth was estimated for a file that cannot be written")
+
+    monkeypatch.setattr("gen1_core.cli.read_depth", work)
+    common = ["--prompt", "gold", "--model", model, "--device", "cpu"]
+    for target in (tmp_path / "no folder" / "out.mp4", tmp_path / "out.txt"):
+        assert "out" in refused(capsys, "edit", source, "-o", target, *common)
+
+
+def test_cancelling_leaves_no_half_file(model, source, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gen1_core.pipeline.decode_clip", interrupted)
+    out = tmp_path / "out.mp4"
+    arguments = ["edit", str(source), "-o", str(out), "--prompt", "gold", "--steps", "1"]
+    assert main([*arguments, "--model", str(model), "--device", "cpu"]) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert "cancelled" in capsys.readouterr().err
+
+
 def test_info_names_kind_size_and_config(model, capsys):
     assert main(["info", str(model / "unet.safetensors")]) == 0
     said = capsys.readouterr().out
@@ -93,7 +125,9 @@ def test_bad_input_says_what_to_do(model, source, tmp_path, capsys):
     text = tmp_path / "text.mp4"
     text.write_text("not a video", encoding="utf-8")
     assert "text.mp4" in refused(capsys, "edit", text, *common, "--prompt", "gold")
-    assert "give auto or cpu" in refused(capsys, "edit", source, *common, "--prompt", "gold", "--device", "warp")
+    assert "give cpu or one that is there" in refused(
+        capsys, "edit", source, *common, "--prompt", "gold", "--device", "warp"
+    )
     assert not (tmp_path / "out.mp4").exists()
 
 

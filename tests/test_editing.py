@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from gen1_core.editing import MaskOptions, composite, feather, grow, keep_background, latent_mask, mask_from_frames
+from gen1_core.editing import (
+    MaskOptions,
+    check_mask,
+    composite,
+    feather,
+    grow,
+    keep_background,
+    latent_mask,
+    mask_chunks,
+    mask_from_frames,
+)
 from gen1_core.video.clip import MemoryClip
 
 
@@ -17,6 +28,15 @@ def test_grow_by_n_makes_a_square_of_side_2n_plus_1_and_shrinking_undoes_it():
     grown = grow(dot(), 3)
     assert grown.sum() == 49
     torch.testing.assert_close(grow(grown, -3), dot())
+
+
+@pytest.mark.parametrize("pixels", [1, 4, 30])
+def test_rows_then_columns_equal_the_square(pixels):
+    mask = torch.rand(2, 1, 13, 22, generator=torch.Generator().manual_seed(0))
+    square = F.max_pool2d(mask, 2 * pixels + 1, stride=1, padding=pixels)
+    torch.testing.assert_close(grow(mask, pixels), square, rtol=0, atol=0)
+    eroded = -F.max_pool2d(-mask, 2 * pixels + 1, stride=1, padding=pixels)
+    torch.testing.assert_close(grow(mask, -pixels), eroded, rtol=0, atol=0)
 
 
 def test_feather_keeps_the_mass_and_softens_the_edge():
@@ -51,6 +71,30 @@ def test_keep_background_streams_and_resizes_the_mask():
     out = torch.cat(list(keep_background(edited, clip, MemoryClip(small), options, length=3)))
     assert out.shape == clip.frames.shape
     assert (out[..., :5] == 200).all() and (out[..., 11:] == 10).all()
+
+
+def test_a_single_picture_is_prepared_once_for_all_frames():
+    clip = MemoryClip(torch.zeros(5, 3, 16, 20, dtype=torch.uint8))
+    picture = torch.zeros(1, 3, 8, 10, dtype=torch.uint8)
+    picture[..., 3:6, 2:7] = 255
+    options = MaskOptions(grow_px=1, feather_px=1.0)
+    single = list(mask_chunks(MemoryClip(picture), clip, 2, options))
+    assert [len(part) for part in single] == [2, 2, 1]
+    assert len({part.untyped_storage().data_ptr() for part in single}) == 1
+    film = MemoryClip(picture.repeat(5, 1, 1, 1), chunk=3)
+    every = list(mask_chunks(film, clip, 2, options))
+    torch.testing.assert_close(torch.cat(single), torch.cat(every))
+    assert 0 < every[0].mean() < 1
+
+
+@pytest.mark.parametrize("frames", [2, 6])
+def test_a_mask_of_another_length_says_what_to_give(frames):
+    clip, mask = (MemoryClip(torch.zeros(n, 3, 8, 8, dtype=torch.uint8)) for n in (5, frames))
+    check_mask(clip, 5)
+    with pytest.raises(ValueError, match="give one mask picture, or a mask video of the same length"):
+        check_mask(mask, 5)
+    with pytest.raises(ValueError, match="give one mask picture"):
+        next(mask_chunks(mask, clip, 2))
 
 
 def test_a_latent_cell_is_edited_as_soon_as_one_of_its_pixels_is():

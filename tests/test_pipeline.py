@@ -6,8 +6,21 @@ import pytest
 import torch
 from parts import tiny_gen1
 
+from gen1_core.diffusion.condition import Condition
 from gen1_core.editing import MaskOptions
-from gen1_core.pipeline import EditOptions, Gen1, depth_frames, describe, edit, read_depth
+from gen1_core.pipeline import (
+    EditOptions,
+    Gen1,
+    decode,
+    depth_frames,
+    describe,
+    during,
+    edit,
+    encode_source,
+    generate,
+    read_depth,
+)
+from gen1_core.structure.estimator import Structure
 from gen1_core.tensors import Bytes
 from gen1_core.video.clip import MemoryClip
 
@@ -81,10 +94,7 @@ def test_low_strength_stays_nearer_to_the_source(gen1):
     clip = moving_square()
     reconstruction = result(gen1, clip, strength=0.05, steps=20, mask=MemoryClip(torch.zeros_like(clip.frames[:1])))
     torch.testing.assert_close(reconstruction, clip.frames, rtol=0, atol=0)
-    from gen1_core.pipeline import decode, encode_source, size_for
-
-    size = size_for(gen1, clip)
-    rebuilt = torch.cat(list(decode(gen1, encode_source(gen1, clip, size, chunk=4), clip, size, chunk=4)))
+    rebuilt = torch.cat(list(decode(gen1, encode_source(gen1, clip), clip)))
     gently = result(gen1, clip, strength=0.1, steps=10)
     fully = result(gen1, clip, strength=1.0, steps=10)
     assert distance(gently, rebuilt) < distance(fully, rebuilt)
@@ -140,8 +150,8 @@ def test_a_mask_of_the_wrong_length_says_what_to_give(gen1):
 def test_progress_counts_every_stage_and_cancel_stops_at_once(gen1):
     seen = []
     result(gen1, moving_square(), on_step=lambda *step: seen.append(step))
-    assert {stage for stage, _, _ in seen} == {"depth", "sample", "decode"}
-    for stage in ("depth", "sample", "decode"):
+    assert {stage for stage, _, _ in seen} == {"depth", "structure", "sample", "decode"}
+    for stage in ("depth", "structure", "sample", "decode"):
         done, total = [step[1:] for step in seen if step[0] == stage][-1]
         assert done == total
 
@@ -210,3 +220,68 @@ def test_a_clip_too_small_or_empty_is_refused_before_work(gen1):
 def test_window_must_move(gen1):
     with pytest.raises(ValueError, match="overlap"):
         result(gen1, moving_square(), window=2, overlap=2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 12])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.5, 1.0), (0.9, 1.0), (0.25, 0.75)])
+def test_structure_is_shown_at_the_steps_that_were_asked_for(steps, start, end):
+    sigmas = [float(steps - number) for number in range(steps + 1)]
+    shown = []
+
+    def denoise(x, sigma, conditions):
+        shown.append(bool((conditions[0].structure == 1).all()))
+        return [x for _ in conditions]
+
+    structure = Structure(depth=torch.zeros(1, 1, 1, 2, 2), start=start, end=end)
+    ones, content = torch.ones(1, 8, 1, 1, 1), torch.zeros(1, 1, 1, 4)
+    ranged = during(denoise, structure, sigmas, flat=torch.zeros_like(ones))
+    for sigma in sigmas[:-1]:
+        ranged(torch.zeros(1, 4, 1, 1, 1), sigma, [Condition(structure=ones, content=content, null=content)])
+    first = min(round(start * steps), steps - 1)
+    last = max(round(end * steps), first + 1)
+    assert shown == [first <= number < last for number in range(steps)]
+
+
+def test_what_does_not_belong_to_the_clip_is_refused_before_work(gen1):
+    clip, content = moving_square(), describe(gen1, prompt="gold")
+
+    def work(*_):
+        raise AssertionError("work was done for an edit that cannot be")
+
+    def refuse(advice: str, content=content, depth=None, **sliders):
+        with pytest.raises(ValueError, match=advice):
+            edit(gen1, clip, content, replace(gen1.defaults, **sliders), depth=depth, on_step=work)
+
+    refuse("read_depth", depth=torch.zeros(1, 1, 3, 32, 48))
+    refuse("or 0 for that many", window=9)
+    refuse("steps", steps=2000)
+    wide = replace(content, tokens=torch.zeros(1, 1, 1, 8), null=torch.zeros(1, 1, 1, 8))
+    refuse("describe", content=wide)
+
+
+def test_a_start_from_the_source_needs_the_source(gen1):
+    depth, _ = read_depth(gen1, moving_square())
+    options = replace(gen1.defaults, strength=0.5)
+    with pytest.raises(ValueError, match="encode_source"):
+        generate(gen1, Structure(depth=depth), describe(gen1, prompt="gold"), options)
+
+
+@pytest.mark.parametrize("slider", [{"blur_level": 8}, {"structure_start": 0.6, "structure_end": 0.5}])
+def test_structure_sliders_are_checked_with_the_others(slider):
+    with pytest.raises(ValueError, match="give"):
+        EditOptions(**slider)
+
+
+def test_temporal_scale_means_nothing_for_one_frame(gen1):
+    clip = moving_square(1)
+    torch.testing.assert_close(
+        result(gen1, clip, temporal_scale=1.0), result(gen1, clip, temporal_scale=2.0), rtol=0, atol=0
+    )
+
+
+def test_masks_work_across_windows(gen1):
+    clip = moving_square(9, 40, 48)
+    black = MemoryClip(torch.zeros(9, 3, 40, 48, dtype=torch.uint8))
+    torch.testing.assert_close(result(gen1, clip, mask=black), clip.frames, rtol=0, atol=0)
+    inverted = result(gen1, clip, mask=black, mask_options=MaskOptions(invert=True))
+    assert distance(inverted, clip.frames) > 5

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..models.clip import CLIP, CLIP_MEAN, CLIP_STD, Colour, preprocess
 from ..tensors import Images
-from .encoder import CLIP_IMAGE, Scaling, content_words, scale_embeddings, unfamiliar_words
+from .encoder import CLIP_IMAGE, Scaling, scale_embeddings, unfamiliar_words
 from .tokenizer import Tokenizer
 
 EncodeImage = Callable[[Tensor], Tensor]
@@ -87,9 +87,9 @@ class EmbeddedClip:
         tokens = self.tokenizer(texts).to(self.clip.text_projection.device)
         return scale_embeddings(self.clip.encode_text(tokens), self.scaling)
 
-    def familiar(self, prompt: str) -> bool:
-        """Whether any content word of the prompt was in the training captions."""
-        return not self.words or len(unfamiliar_words(prompt, self.words)) < len(content_words(prompt))
+    def unfamiliar(self, prompt: str) -> list[str]:
+        """The content words of the prompt that were not in the training captions."""
+        return unfamiliar_words(prompt, self.words) if self.words else []
 
 
 class LoadedClip:
@@ -130,9 +130,9 @@ class LoadedClip:
         tokens = self.tokenize(list(texts)).to(next(self.module.parameters()).device)
         return scale_embeddings(self.text_tower(tokens), self.scaling)
 
-    def familiar(self, prompt: str) -> bool:
-        """Always: public weights have seen about every word."""
-        return True
+    def unfamiliar(self, prompt: str) -> list[str]:
+        """None: public weights have seen about every word."""
+        return []
 
 
 def load_open_clip(
@@ -148,9 +148,8 @@ def load_open_clip(
 ) -> LoadedClip:
     """An open_clip model from a local weights file, by the name of its config or by the config itself.
 
-    A file does not tell which GELU its weights were trained with: OpenAI's need a config ending in
-    ``-quickgelu``. Raises ValueError for a config whose tokenizer would have to be downloaded, and for a file
-    that does not fit.
+    A file does not tell which GELU its weights were trained with: OpenAI's need a config ending in ``-quickgelu``.
+    Raises ValueError for a config whose tokenizer would have to be downloaded, and for a file that does not fit.
     """
     try:
         import open_clip
@@ -239,8 +238,8 @@ def load_transformers_clip(
 ) -> LoadedClip:
     """A folder saved by transformers' CLIPModel and CLIPTokenizer; its config says which GELU it wants.
 
-    Texts are padded with the folder's own padding token (OpenAI's: the end token, where open_clip pads with
-    0). It makes no difference: attention is causal and the embedding is taken at the first end token.
+    Texts are padded with the folder's own padding token (OpenAI's: the end token, where open_clip pads with 0). It
+    makes no difference: attention is causal and the embedding is taken at the first end token.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from ..tensors import Images
 
 Scaling = Literal["sphere", "raw"]
-"""``sphere``: length sqrt(d), so that components have about unit variance (the embedded model, unCLIP's
-priors). ``raw``: as CLIP gives them (Stable Diffusion fine-tuned on image embeddings, the public twin of
-the paper's stage 1).
+"""``sphere``: length sqrt(d), so that components have about unit variance (the embedded model, unCLIP's priors).
+``raw``: as CLIP gives them (Stable Diffusion fine-tuned on image embeddings, the public twin of the paper's stage 1).
 """
 
 CLIP_IMAGE = "clip_image"
@@ -33,8 +32,8 @@ STOP_WORDS = frozenset(
 class Content:
     """Tokens for cross-attention and what stands for their absence in guidance, both ``[b g n d]``.
 
-    ``g`` is 1 (the same for the whole clip) or the number of frames; ``n`` is 1 for the paper's kind. Content
-    is what users hand from part to part, so its shape is checked outside tests too.
+    ``g`` is 1 (the same for the whole clip) or the number of frames; ``n`` is 1 for the paper's kind. Content is what
+    users hand from part to part, so its shape is checked outside tests too.
     """
 
     tokens: Float[Tensor, "..."]
@@ -86,8 +85,8 @@ class ContentEncoder(Protocol):
         """Texts to embeddings, in float32; the prior makes image embeddings of them."""
         ...
 
-    def familiar(self, prompt: str) -> bool:
-        """Whether the encoder was trained on any content word of the prompt, as far as it knows."""
+    def unfamiliar(self, prompt: str) -> list[str]:
+        """The content words of the prompt that the encoder was not trained on, as far as it knows."""
         ...
 
 

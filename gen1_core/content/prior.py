@@ -1,19 +1,20 @@
 """Content from a text prompt, through the prior, and from images; and what the prior is trained on.
 
-unCLIP (Ramesh et al., 2022, section 2.2): the noise schedule is the cosine one, the network predicts the
-clean image embedding, and sampling is DDIM with the prior's own classifier-free guidance.
+unCLIP (Ramesh et al., 2022, section 2.2): the noise schedule is the cosine one, the network predicts the clean image
+embedding, and sampling is DDIM with the prior's own classifier-free guidance.
 """
 
 import logging
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from ..models.prior import Prior
 from ..tensors import Images
-from .encoder import Content, ContentEncoder, content_of, scale_embeddings
+from .encoder import Content, ContentEncoder, content_of, content_words, scale_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def content_from_text(
 ) -> Content:
     """Content for a prompt: text embedding, prior, image embedding; one token, zeros as null.
 
-    Logs a warning where no word of the prompt was in the encoder's training captions.
+    Logs a warning where half of the prompt's content words or more were not in the encoder's training captions.
     """
     if not prompt.strip():
         raise ValueError(
@@ -87,11 +88,13 @@ def content_from_text(
             f"A prior for embeddings of width {prior.config.dim} does not fit an encoder of width "
             f"{encoder.dim}; use the prior that was trained with this encoder."
         )
-    if not encoder.familiar(prompt):
+    unknown = encoder.unfamiliar(prompt)
+    if unknown and 2 * len(unknown) >= len(content_words(prompt)):
         logger.warning(
-            "No word of the prompt %r was in the captions this model learnt from, so the look is a guess; "
+            "The prompt %r has words that are not in the captions this model learnt from (%s), so the look is a guess; "
             "name materials, colours, light or places, or use an image.",
             prompt,
+            ", ".join(unknown),
         )
     text = encoder.encode_texts([prompt]).to(prior.null_text)
     drawn = sample_prior(prior, text, generator=torch.Generator().manual_seed(seed), steps=steps, scale=scale)
@@ -99,5 +102,20 @@ def content_from_text(
 
 
 def content_from_images(encoder: ContentEncoder, images: Images) -> Content:
-    """Content of one or more images 0..1, each one entry of the batch."""
+    """Content ``[1 1 1 d]`` of one image 0..1, the same for every frame of a clip.
+
+    Raises ValueError for any other number of images.
+    """
+    if len(images) != 1:
+        raise ValueError(
+            f"{len(images)} pictures were given, but a clip takes its content from one; give one picture, "
+            "or make a content of each and mix them with blend()."
+        )
     return content_of(encoder.encode_images(images), kind=encoder.kind)
+
+
+def content_per_frame(encoder: ContentEncoder, images: Images) -> Content:
+    """Content ``[1 f 1 d]`` of as many images 0..1 as the clip has frames: each frame follows its own."""
+    each = encoder.encode_images(images)
+    tokens = rearrange(each, "f d -> 1 f 1 d")
+    return Content(tokens=tokens, null=torch.zeros_like(tokens), kind=encoder.kind)

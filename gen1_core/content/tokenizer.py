@@ -1,12 +1,11 @@
 """CLIP's byte-level BPE tokenizer in plain Python, with all of CLIP's merges or only the first of them.
 
-Any number of first merges is a valid tokenizer for any text: fewer merges only mean that rare words become
-more pieces, down to single bytes, so there is no unknown token. ``assets/bpe_4096.txt`` holds the first 4096
-merges of OpenAI's CLIP (https://github.com/openai/CLIP, bpe_simple_vocab_16e6.txt; MIT licence, Copyright (c)
-2021 OpenAI).
+Any number of first merges is a valid tokenizer for any text: fewer merges only mean that rare words become more pieces,
+down to single bytes, so there is no unknown token. ``assets/bpe_4096.txt`` holds the first 4096 merges of OpenAI's CLIP
+(https://github.com/openai/CLIP, bpe_simple_vocab_16e6.txt; MIT licence, Copyright (c) 2021 OpenAI).
 
-Equal to open_clip's SimpleTokenizer, except that mis-decoded text is not repaired (open_clip uses ftfy for
-that) and that "<start_of_text>" and "<end_of_text>" in a prompt are ordinary characters.
+Equal to open_clip's SimpleTokenizer, except that mis-decoded text is not repaired (open_clip uses ftfy for that) and
+that "<start_of_text>" and "<end_of_text>" in a prompt are ordinary characters.
 """
 
 import html

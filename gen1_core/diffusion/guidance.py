@@ -4,7 +4,7 @@ Each function takes a Denoiser and returns one. From the inside out: network, wi
 range, mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jaxtyping import Float
@@ -22,14 +22,18 @@ def guided(denoise: Denoiser, *, content_scale: float, temporal_scale: float) ->
     weight is not run: ``temporal_scale`` 1 is classifier-free guidance and needs no image pass; both scales 1
     is the plain network.
     """
-    weighted = [
-        (1 - temporal_scale, lambda condition: condition.dropped().as_images()),
-        (temporal_scale - content_scale, lambda condition: condition.dropped()),
-        (content_scale, lambda condition: condition),
-    ]
-    passes = [(weight, change) for weight, change in weighted if weight != 0]
+
+    def passes_for(temporal: float) -> list[tuple[float, Callable[[Condition], Condition]]]:
+        weighted = [
+            (1 - temporal, lambda condition: condition.dropped().as_images()),
+            (temporal - content_scale, lambda condition: condition.dropped()),
+            (content_scale, lambda condition: condition),
+        ]
+        return [(weight, change) for weight, change in weighted if weight != 0]
 
     def denoise_guided(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
+        # A single frame has nothing to be tied to: its image pass is its video pass.
+        passes = passes_for(1.0 if x.shape[2] == 1 else temporal_scale)
         clean = denoise(x, sigma, [change(condition) for condition in conditions for _, change in passes])
         each = [clean[i : i + len(passes)] for i in range(0, len(clean), len(passes))]
         return [_combine([weight for weight, _ in passes], group) for group in each]

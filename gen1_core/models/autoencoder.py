@@ -250,13 +250,16 @@ class Autoencoder(nn.Module):
 
 
 def encode_clip(autoencoder: Autoencoder, images: Images, *, chunk: int) -> FrameLatents:
-    """Frames 0..1 to latents, ``chunk`` frames at a time, so memory does not grow with the clip."""
-    return torch.cat([autoencoder.encode(part * 2 - 1) for part in images.split(chunk)])
+    """Frames 0..1 to latents in the weights' dtype, ``chunk`` frames at a time, so memory does not grow with them."""
+    dtype = next(autoencoder.parameters()).dtype
+    # Scaled in float32: bfloat16 is coarse at 0.5 and fine at 0, where the scale puts the middle greys.
+    return torch.cat([autoencoder.encode((part.float() * 2 - 1).to(dtype)) for part in images.split(chunk)])
 
 
 def decode_clip(autoencoder: Autoencoder, latents: FrameLatents, *, chunk: int) -> Images:
-    """Latents to frames clipped to 0..1, ``chunk`` frames at a time."""
-    parts = [((autoencoder.decode(part) + 1) / 2).clamp(0, 1) for part in latents.split(chunk)]
+    """Latents to float32 frames clipped to 0..1, ``chunk`` frames at a time."""
+    # Scaled in float32: in bfloat16, frames + 1 has steps of 1/128, which leaves bands in the picture.
+    parts = [((autoencoder.decode(part).float() + 1) / 2).clamp(0, 1) for part in latents.split(chunk)]
     return torch.cat(parts)
 
 

@@ -1,6 +1,6 @@
 """The small depth network of the embedded model: one image to relative inverse depth.
 
-The paper takes MiDaS DPT-Large (section 3.1); this network stands in the same place where 1.3 GB of weights
+The paper takes MiDaS DPT-Large (section 3.3); this network stands in the same place where 1.3 GB of weights
 are too much. A convolutional U-Net from half resolution down, for inverse depth up to scale as in MiDaS.
 """
 

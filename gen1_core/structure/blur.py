@@ -1,10 +1,11 @@
-"""The information-destroying process of section 3.1: depth loses detail in t_s steps of blur and halving.
+"""The information-destroying process of section 3.3: depth loses detail in t_s steps of blur and halving.
 
-Kernel, factor and form of the t_s embedding are not known from the paper. Here a step is a binomial 5x5 blur
-and half the size (448x256 ends as 3x2 pixels); the level becomes sine and cosine at two frequencies.
+Kernel, factor and form of the t_s embedding are not known from the paper. Here a step is a binomial 5x5 blur and half
+the size (448x256 ends as 3x2 pixels); the level becomes sine and cosine at two frequencies.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from einops import rearrange, repeat
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.autoencoder import Autoencoder, encode_clip
-from ..tensors import Depth, Latents
+from ..tensors import Depth, Latents, OnStep, ignore_progress
 from .estimator import MAX_BLUR_LEVEL, Structure
 
 NO_STRUCTURE_DEPTH = 0.5
@@ -42,9 +43,15 @@ def blur(depth: Depth, level: int) -> Depth:
     return rearrange(back, "(b f) 1 h w -> b 1 f h w", f=frames)
 
 
-def weaken(depth: Depth, strength: float) -> Depth:
-    """Depth mixed with its own mean over the clip: strength 1 is the depth itself, 0 a flat map."""
-    return torch.lerp(depth.mean(dim=(1, 2, 3, 4), keepdim=True).expand_as(depth), depth, strength)
+def weakened(depth: Depth, strength: float, *, chunk: int) -> Iterator[Depth]:
+    """Some frames at a time, mixed with the mean of the whole clip: strength 1 is the depth itself, 0 a flat map."""
+    parts = depth.split(chunk, dim=2)
+    if strength == 1:
+        yield from parts
+        return
+    mean = depth.mean(dim=(1, 2, 3, 4), keepdim=True)
+    for part in parts:
+        yield torch.lerp(mean.expand_as(part), part, strength)
 
 
 def level_channels(blur_level: int | Int[Tensor, " b"], like: Latents) -> Float[Tensor, "b 4 f h w"]:
@@ -59,18 +66,38 @@ def level_channels(blur_level: int | Int[Tensor, " b"], like: Latents) -> Float[
     return repeat(waves, "b c -> b c f h w", f=frames, h=height, w=width)
 
 
-def encode_depth(autoencoder: Autoencoder, depth: Depth, blur_level: int, chunk: int) -> Encoded:
-    """Blurred depth through the autoencoder, ``chunk`` frames at a time, and its level beside it."""
-    weight = next(autoencoder.parameters())
-    pictures = repeat(blur(depth, blur_level), "b 1 f h w -> (b f) c h w", c=3).to(weight)
-    latents = rearrange(encode_clip(autoencoder, pictures, chunk=chunk), "(b f) c h w -> b c f h w", b=len(depth))
-    return torch.cat([latents, level_channels(blur_level, latents)], dim=1)
+def encode_depth(
+    autoencoder: Autoencoder,
+    depth: Depth,
+    blur_level: int,
+    chunk: int,
+    *,
+    strength: float = 1.0,
+    on_step: OnStep = ignore_progress,
+) -> Encoded:
+    """Weakened, blurred depth through the autoencoder, and its level beside it.
+
+    ``chunk`` frames at a time, so that no copy of the whole clip at full size is made.
+    """
+    device = next(autoencoder.parameters()).device
+    parts, done, frames = [], 0, depth.shape[2]
+    for part in weakened(depth, strength, chunk=chunk):
+        pictures = repeat(blur(part.to(device), blur_level), "b 1 f h w -> (b f) c h w", c=3)
+        latents = encode_clip(autoencoder, pictures, chunk=chunk)
+        parts.append(rearrange(latents, "(b f) c h w -> b c f h w", b=len(depth)))
+        done += part.shape[2]
+        on_step("structure", done, frames)
+    encoded = torch.cat(parts, dim=2)
+    return torch.cat([encoded, level_channels(blur_level, encoded)], dim=1)
 
 
-def encode_structure(autoencoder: Autoencoder, structure: Structure, chunk: int) -> Encoded:
-    """A clip's structure as the network gets it: weakened, blurred, encoded (section 3.1)."""
-    depth = weaken(structure.depth, structure.strength)
-    return encode_depth(autoencoder, depth, structure.blur_level, chunk)
+def encode_structure(
+    autoencoder: Autoencoder, structure: Structure, chunk: int, *, on_step: OnStep = ignore_progress
+) -> Encoded:
+    """A clip's structure as the network gets it: weakened, blurred, encoded (section 3.3)."""
+    return encode_depth(
+        autoencoder, structure.depth, structure.blur_level, chunk, strength=structure.strength, on_step=on_step
+    )
 
 
 def flat_structure(autoencoder: Autoencoder, *, like: Encoded) -> Encoded:

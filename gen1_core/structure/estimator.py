@@ -1,7 +1,7 @@
 """Frames to depth: the contract of every estimator, and one scale per clip.
 
-Section 3.1 of the paper takes depth because it says little about content. How depth is scaled is our choice:
-a clip has one range (percentiles 1 and 99 over all its frames), because a range per frame flickers.
+Section 3.3 of the paper takes depth because it says little about content. How depth is scaled is our choice: a clip
+has one range (percentiles 1 and 99 over all its frames), because a range per frame flickers.
 """
 
 import math
@@ -56,9 +56,9 @@ class DepthRange:
 class Structure:
     """What an edit keeps of a clip.
 
-    ``blur_level`` is t_s of section 3.1: 0 keeps every detail of the depth, 7 almost none. ``strength`` 1 is
-    the depth itself, 0 a flat map at its mean. The network sees it between ``start`` and ``end``, fractions
-    of the sampling steps; outside it sees a flat map.
+    ``blur_level`` is t_s of section 3.3: 0 keeps every detail of the depth, 7 almost none. ``strength`` 1 is the depth
+    itself, 0 a flat map at its mean. The network sees it between ``start`` and ``end``, fractions of the sampling
+    steps; outside it sees a flat map.
     """
 
     depth: Depth

@@ -1,8 +1,8 @@
 """MiDaS DPT-Large, the depth estimator of the paper (Ranftl et al. 2021, arXiv 2103.13413).
 
-Both published forms: a transformers folder (Intel/dpt-large), and the original ``dpt_large_384.pt`` on a timm
-ViT. Their layer norms differ in epsilon (1e-12 and 1e-6), each as it was published. For the original,
-``from_midas`` renames the tensors, ``build_dpt`` makes the module they fill, ``dpt_estimator`` runs it.
+Both published forms: a transformers folder (Intel/dpt-large), and the original ``dpt_large_384.pt`` on a timm ViT.
+Their layer norms differ in epsilon (1e-12 and 1e-6), each as it was published. For the original, ``from_midas`` renames
+the tensors, ``build_dpt`` makes the module they fill, ``dpt_estimator`` runs it.
 """
 
 import math

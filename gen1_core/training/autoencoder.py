@@ -1,5 +1,4 @@
-"""Fitting the autoencoder: crops of frames and depth maps, L1 at two scales, and latents that begin as
-colours."""
+"""Fitting the autoencoder: crops of frames and depth maps, L1 at two scales, and latents that begin as colours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,9 +21,9 @@ from .stages import Fit
 class AutoencoderPlan:
     """How the autoencoder is fitted.
 
-    Small networks learn shape first and colour late; the cure is to anchor the first three latent channels
-    to the picture averaged over 8x8 pixels. The anchor's weight falls over the run. The last ``full_share``
-    of the steps shows whole frames, since group norms see other statistics there.
+    Small networks learn shape first and colour late; the cure is to anchor the first three latent channels to the
+    picture averaged over 8x8 pixels. The anchor's weight falls over the run. The last ``full_share`` of the steps
+    shows whole frames, since group norms see other statistics there.
     """
 
     fit: Fit
@@ -49,8 +48,7 @@ def autoencoder_task(
     folder: Path,
     device: torch.device,
 ) -> Task:
-    """The autoencoder's training; its config says mean 0 and scale 1 until ``normalised`` has measured
-    them."""
+    """The autoencoder's training; its config says mean 0 and scale 1 until ``normalised`` has measured them."""
     raw = replace(config, latent_scale=1.0, latent_mean=(0.0,) * config.latent_channels)
     model = seeded(lambda: Autoencoder(raw), seed).to(device)
 
@@ -62,6 +60,29 @@ def autoencoder_task(
 
     return Task(
         name="autoencoder",
+        model=model,
+        losses=losses,
+        rate=lambda step: plan.fit.rate.at(step, plan.fit.steps),
+        evaluate=evaluation(held_out, folder),
+    )
+
+
+def decoder_task(
+    model: Autoencoder, plan: AutoencoderPlan, bank: Bank, held_out: Bank, *, folder: Path, device: torch.device
+) -> Task:
+    """More training of the decoder alone, as Stable Diffusion's was: latents made before stay what they are."""
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    model.post_quant_conv.requires_grad_(True)
+
+    def losses(step: int, generator: torch.Generator) -> Losses:
+        images = draw_images(bank, plan, step, generator).to(device)
+        side = images.shape[-1] // model.config.factor
+        noise = torch.randn(len(images), model.config.latent_channels, side, side, generator=generator).to(device)
+        return reconstruction_losses(model, images, noise, plan, progress=1.0)
+
+    return Task(
+        name="decoder",
         model=model,
         losses=losses,
         rate=lambda step: plan.fit.rate.at(step, plan.fit.steps),
@@ -127,8 +148,7 @@ def restore(model: Autoencoder, images: Float[Tensor, "n 3 h w"]) -> Float[Tenso
 
 @torch.no_grad()
 def normalised(model: Autoencoder, bank: Bank, *, frames: int, seed: int) -> AutoencoderConfig:
-    """The config with the latents' mean (per channel) and scale (1 / standard deviation) over random
-    frames."""
+    """The config with the latents' mean (per channel) and scale (1 / standard deviation) over random frames."""
     generator = torch.Generator().manual_seed(seed)
     clips, styles, length = bank.rgb.shape[:3]
     index = [torch.randint(0, most, (frames,), generator=generator) for most in (clips, styles, length)]

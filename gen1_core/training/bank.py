@@ -1,13 +1,10 @@
-"""The bank: clips of the procedural world on disk, each geometry in several styles, in shards made from a
-seed.
+"""The bank: clips of the procedural world on disk, each geometry in several styles, in shards made from a seed.
 
-Shard ``i`` is a pure function of (config, i), so processes may render different shards, and what exists is
-kept.
+Shard ``i`` is a pure function of (config, i), so processes may render different shards, and what exists is kept.
 """
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +13,9 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.files import save_file
 from ..structure.estimator import range_of, scale_depth
 from ..tensors import OnStep, ignore_progress
 from .loop import generator_at
@@ -31,8 +28,8 @@ logger = logging.getLogger(__name__)
 class BankConfig:
     """How many clips, and how they are rendered.
 
-    ``clips`` is per shard, ``styles`` per clip, ``captions`` per style. ``preset_share`` of the styles are
-    named ones, the others are composed of random parts.
+    ``clips`` is per shard, ``styles`` per clip, ``captions`` per style. ``preset_share`` of the styles are named ones,
+    the others are composed of random parts.
     """
 
     name: str
@@ -58,8 +55,7 @@ class BankConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """Clips in memory: ``rgb`` and ``depth`` (1 is near) as bytes, and per clip and style its captions and
-    its look.
+    """Clips in memory: ``rgb`` and ``depth`` (1 is near) as bytes, and per clip and style its captions and its look.
 
     ``looks`` are texts that are equal where two clips have the same style.
     """
@@ -84,8 +80,7 @@ def render_bank(
     device: torch.device,
     on_step: OnStep = ignore_progress,
 ) -> None:
-    """Render the shards that are not there yet; several processes may share a bank by different
-    ``shards``."""
+    """Render the shards that are not there yet; several processes may share a bank by different ``shards``."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in shards if not _is_whole(shard_path(folder, config, index), config)]
     for done, index in enumerate(missing):
@@ -93,7 +88,7 @@ def render_bank(
         for number in range(config.clips):
             clips.append(render_clip(config, index * config.clips + number, device=device))
             on_step(f"bank {config.name}", done * config.clips + number + 1, len(missing) * config.clips)
-        _write_shard(shard_path(folder, config, index), config, join(clips))
+        write_shard(shard_path(folder, config, index), config, join(clips))
 
 
 @torch.no_grad()
@@ -156,16 +151,21 @@ def pictures(bytes_: UInt8[Tensor, "n c h w"], device: torch.device) -> Tensor:
     return images if images.shape[1] == 3 else repeat(images, "n 1 h w -> n c h w", c=3)
 
 
-def _write_shard(path: Path, config: BankConfig, bank: Bank) -> None:
+def write_shard(path: Path, config: BankConfig, bank: Bank) -> None:
     """A file that is there whole or not at all."""
-    texts = {"captions": bank.captions, "looks": bank.looks, "families": bank.families}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    metadata = {
-        "bank": json.dumps(_identity(config)),
-        **{key: json.dumps(value) for key, value in texts.items()},
+    texts = {
+        "bank": shard_identity(config),
+        "captions": bank.captions,
+        "looks": bank.looks,
+        "families": bank.families,
     }
-    save_file({"rgb": bank.rgb.contiguous(), "depth": bank.depth.contiguous()}, part, metadata=metadata)
-    os.replace(part, path)
+    metadata = {key: json.dumps(value) for key, value in texts.items()}
+    save_file(path, {"rgb": bank.rgb, "depth": bank.depth}, kind="bank", config=config, metadata=metadata)
+
+
+def shard_identity(config: BankConfig) -> dict[str, int | float | str]:
+    """What a shard depends on: not how many shards there are."""
+    return {key: value for key, value in asdict(config).items() if key != "shards"}
 
 
 def _read_shard(path: Path, config: BankConfig) -> Bank:
@@ -173,9 +173,9 @@ def _read_shard(path: Path, config: BankConfig) -> Bank:
         raise ValueError(f"{path} has not been rendered yet; run the part `bank` first, or name other shards.")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        if json.loads(metadata["bank"]) != _identity(config):
+        if json.loads(metadata["bank"]) != shard_identity(config):
             raise ValueError(
-                f"{path} was rendered with {metadata['bank']}, not with {_identity(config)}; "
+                f"{path} was rendered with {metadata['bank']}, not with {shard_identity(config)}; "
                 "remove it or use another folder."
             )
         return Bank(
@@ -185,11 +185,6 @@ def _read_shard(path: Path, config: BankConfig) -> Bank:
             looks=json.loads(metadata["looks"]),
             families=json.loads(metadata["families"]),
         )
-
-
-def _identity(config: BankConfig) -> dict[str, int | str]:
-    """What a shard depends on: not how many shards there are."""
-    return {key: value for key, value in asdict(config).items() if key != "shards"}
 
 
 def _is_whole(path: Path, config: BankConfig) -> bool:

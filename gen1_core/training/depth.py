@@ -1,5 +1,4 @@
-"""Fitting the small depth network: rendered clips, recoloured so wildly that only shape and shading
-remain."""
+"""Fitting the small depth network: rendered clips, recoloured so wildly that only shape and shading remain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,7 @@
-"""The bank as the U-Net and the prior see it: latents, encoded depth, image and text embeddings, encoded
-once."""
+"""The bank as the U-Net and the prior see it: latents, encoded depth, image and text embeddings, encoded once."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoints.files import save_file
 from ..content.encoder import ContentEncoder
 from ..models.autoencoder import Autoencoder, encode_clip
 from ..structure.blur import NO_STRUCTURE_DEPTH, blur
@@ -28,8 +26,7 @@ from .loop import generator_at
 class LatentBank:
     """Clips encoded, in float16.
 
-    ``depth`` holds two encodings of each clip: its full detail (t_s = 0), and the one at ``level`` (1..7,
-    random).
+    ``depth`` holds two encodings of each clip: its full detail (t_s = 0), and the one at ``level`` (1..7, random).
     ``flat`` is the encoding of a flat map: no structure.
     """
 
@@ -41,11 +38,17 @@ class LatentBank:
     flat: Float[Tensor, "4 h w"]
 
 
+DECODER = ("decoder.", "post_quant_conv.")
+"""The half of the autoencoder that latents do not depend on."""
+
+
 def fingerprint(*modules: nn.Module) -> str:
-    """A hash of weights: latents of other weights must not be used."""
+    """A hash of the weights that latents are made with: those of other weights must not be used."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
+            if name.startswith(DECODER):
+                continue
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
         digest.update(str(getattr(module, "config", "")).encode())
@@ -72,7 +75,7 @@ def encode_shards(
         if not (path.exists() and _fingerprint_of(path) == weights):
             generator = generator_at(config.seed, "blur", index)
             encoded = encode_bank(load_bank(config, bank_folder, shards=[index]), autoencoder, encoder, generator)
-            _write(path, encoded, weights)
+            _write(path, config, encoded, weights)
         on_step(f"encode {config.name}", done + 1, len(wanted))
 
 
@@ -128,12 +131,10 @@ def load_latents(config: BankConfig, folder: Path, *, shards: Iterable[int], wei
     return LatentBank(**joined, flat=parts[0]["flat"])
 
 
-def _write(path: Path, encoded: LatentBank, weights: str) -> None:
+def _write(path: Path, config: BankConfig, encoded: LatentBank, weights: str) -> None:
     """A file that is there whole or not at all."""
-    tensors = {name: tensor.contiguous() for name, tensor in vars(encoded).items()}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(tensors, part, metadata={"latents": json.dumps({"weights": weights})})
-    os.replace(part, path)
+    made_with = json.dumps({"weights": weights})
+    save_file(path, vars(encoded), kind="latents", config=config, metadata={"latents": made_with})
 
 
 def _fingerprint_of(path: Path) -> str:

@@ -1,15 +1,16 @@
 """The training loop of every part: step by step, stoppable anywhere, resumed bit for bit.
 
-All randomness of a step comes from a generator made of (seed, name, step), and the learning rate is a
-function of the step, so a run that was stopped and resumed equals one that was not.
+All randomness of a step comes from a generator made of (seed, name, step), and the learning rate is a function of the
+step, so a run that was stopped and resumed equals one that was not.
 """
 
 import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +29,13 @@ Module = TypeVar("Module", bound=nn.Module)
 Losses = dict[str, Tensor]
 """What a step measures: ``loss`` is minimised, the rest is logged."""
 
+CHANGEABLE = ("steps", "rate", "log_every", "evaluate_every", "save_every_s")
+"""Settings that may be changed while a part is trained: how long, how fast, and how often it reports."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained: a network, the losses of a step, the learning rate, and an evaluation of the averaged
-    weights."""
+    """What is trained: a network, the losses of a step, the learning rate, an evaluation of the averaged weights."""
 
     name: str
     model: nn.Module
@@ -60,18 +63,30 @@ def seeded(build: Callable[[], Module], seed: int) -> Module:
 
 
 def generator_at(seed: int, name: str, step: int) -> torch.Generator:
-    """The randomness of one step; a hash, since neighbouring seeds of one generator are not independent
-    enough."""
+    """The randomness of one step; a hash, since neighbouring seeds of one generator are not independent enough."""
     digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-class Run:
-    """Everything training changes as it goes: weights, their average, optimiser, step; saved and restored as
-    one."""
+def identity_of(*made_from: Any) -> str:
+    """A short hash of what weights are made from (configs, names, fingerprints), but for ``CHANGEABLE`` settings."""
+    return hashlib.sha256(json.dumps(_lasting(made_from), sort_keys=True).encode()).hexdigest()[:16]
 
-    def __init__(self, task: Task, fit: Fit, *, seed: int) -> None:
-        self.task, self.fit, self.seed = task, fit, seed
+
+def _lasting(value: Any) -> Any:
+    """Plain data without the settings that may be changed."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _lasting(part) for key, part in value.items() if key not in CHANGEABLE}
+    return [_lasting(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+class Run:
+    """Everything training changes as it goes: weights, their average, optimiser, step; saved and restored as one."""
+
+    def __init__(self, task: Task, fit: Fit, *, seed: int, identity: str) -> None:
+        self.task, self.fit, self.seed, self.identity = task, fit, seed, identity
         self.averaged = ema.averaged_copy(task.model)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -92,6 +107,7 @@ class Run:
             "sums": self.sums,
             "record": self.record,
             "seed": self.seed,
+            "identity": self.identity,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -100,6 +116,12 @@ class Run:
             raise ValueError(
                 f"{path} was trained with seed={state['seed']}, not {self.seed}, so the data would come in "
                 f"another order; use seed={state['seed']} or another folder."
+            )
+        made_from = state.get("identity", "unknown")
+        if made_from != self.identity:
+            raise ValueError(
+                f"{path} was made from other settings, data or latents (identity {made_from}, now {self.identity}), "
+                f"and going on would mix both; remove the folder {path.parent} to train it anew, or go back to those."
             )
         try:
             self.task.model.load_state_dict(state["model"])
@@ -133,12 +155,24 @@ class Run:
     def means(self) -> dict[str, float]:
         """Mean losses since the last log line; refuses to go on with numbers that are not finite."""
         means = {key: float(total / count) for key, (total, count) in self.sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
+        self._must(all(math.isfinite(value) for value in means.values()), f"the loss is {means}")
+        return means
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the checkpoint; one with numbers that are not finite never replaces the last whole one."""
+        self.means()
+        weights = [*self.task.model.parameters(), *self.averaged.parameters()]
+        # A finite loss may still have had a gradient that was not.
+        finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
+        self._must(bool(finite), "weights are not finite")
+        save_state(checkpoint, self.state())
+
+    def _must(self, finite: bool, otherwise: str) -> None:
+        if not finite:
             raise ValueError(
-                f"{self.task.name}: the loss is {means} at step {self.step}, so the weights are lost; "
+                f"{self.task.name}: {otherwise} at step {self.step}, so these weights are lost; "
                 "lower the learning rate and resume from the last checkpoint, which is still whole."
             )
-        return means
 
 
 def train(
@@ -147,23 +181,25 @@ def train(
     folder: Path,
     *,
     seed: int,
+    identity: str,
     minutes: float = math.inf,
     on_step: OnStep = ignore_progress,
 ) -> Outcome:
-    """Train until ``fit.steps`` are done or ``minutes`` have passed; call again to go on where it stopped."""
+    """Train until ``fit.steps`` are done or ``minutes`` have passed; call again to go on where it stopped.
+
+    An interrupt saves nothing, since it may fall into the middle of a step: the next call goes on from the last
+    checkpoint, at most ``fit.save_every_s`` old. ``identity`` (``identity_of``) says what the weights are made from.
+    Raises ValueError where the folder holds a run made from something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
-    run = Run(task, fit, seed=seed)
+    run = Run(task, fit, seed=seed, identity=identity)
     if checkpoint.exists():
         run.restore(load_state(checkpoint), checkpoint)
         logger.info("%s: going on at step %d of %d", task.name, run.step, fit.steps)
     rewind_records(log, run.step)
-    try:
-        _advance_until(run, checkpoint, log, deadline=time.monotonic() + 60 * minutes, on_step=on_step)
-    except KeyboardInterrupt:
-        save_state(checkpoint, run.state())
-        raise
-    save_state(checkpoint, run.state())
+    _advance_until(run, checkpoint, log, deadline=time.monotonic() + 60 * minutes, on_step=on_step)
+    run.save(checkpoint)
     return Outcome(
         step=run.step,
         finished=run.step >= fit.steps,
@@ -191,7 +227,6 @@ def _advance_until(run: Run, checkpoint: Path, log: Path, *, deadline: float, on
             run.record |= task.evaluate(run.averaged, run.step)
             append_record(log, {"step": run.step, "evaluation": run.record, "seconds": round(run.seconds, 2)})
         if now - saved >= fit.save_every_s:
-            run.means()
-            save_state(checkpoint, run.state())
+            run.save(checkpoint)
             saved = now
         on_step(task.name, run.step, fit.steps)

@@ -1,5 +1,4 @@
-"""Samples of the U-Net while it trains: held-out clips edited to another style, beside the renderer's own
-answer."""
+"""Samples of the U-Net while it trains: held-out clips edited to another style, beside the renderer's own answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -19,9 +19,12 @@ def write_sheet(path: Path, columns: list[Row]) -> None:
     """Row ``i`` shows the ``i``-th picture of every column; written whole or not at all."""
     cells = torch.stack([to_bytes(column.float().cpu().expand(-1, 3, -1, -1)) for column in columns])
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        to_picture(rearrange(cells, "k n c h w -> c (n h) (k w)")).save(file, format="PNG")
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            to_picture(rearrange(cells, "k n c h w -> c (n h) (k w)")).save(file, format="PNG")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def psnr(images: Float[Tensor, "*axes"], truth: Float[Tensor, "*axes"]) -> float:

@@ -1,5 +1,4 @@
-"""What a training run is told: learning rates, how one part is fitted, and the paper's stages of the U-Net
-(section 5)."""
+"""What a training run is told: learning rates, how one part is fitted, the paper's stages of the U-Net (3.5)."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ StructureLevel = Literal["none", "detail", "levels"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A learning rate that warms up linearly to ``peak`` and then falls to ``final`` (a line or half a
-    cosine)."""
+    """A learning rate that warms up linearly to ``peak`` and then falls to ``final`` (a line or half a cosine)."""
 
     peak: float
     final: float = 2e-5
@@ -64,9 +62,8 @@ class Fit:
 class Stage:
     """One stage of the U-Net's training.
 
-    ``image_fraction`` of the steps show single frames to the image path (the paper: 12.5 %), the others
-    whole clips to the video path. ``batch`` counts frames, so both kinds of step cost about the same, as in
-    the paper.
+    ``image_fraction`` of the steps show single frames to the image path (the paper: 12.5 %), the others whole clips to
+    the video path. ``batch`` counts frames, so both kinds of step cost about the same, as in the paper.
     """
 
     name: str

@@ -1,5 +1,4 @@
-"""Files of a run: checkpoints that are replaced whole or not at all, and a log of one JSON line per
-record."""
+"""Files of a run: checkpoints that are replaced whole or not at all, and a log of one JSON line per record."""
 
 import json
 import os
@@ -10,8 +9,10 @@ import torch
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, then put it there in one move: a crash leaves the old one
-    whole."""
+    """Write a checkpoint beside its place, then put it there in one move: a crash leaves the old one whole.
+
+    Raises ValueError where the disk is full or the folder cannot be written to.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -19,6 +20,12 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # PyTorch turns a failed write into a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} could not be written ({reason}), and the checkpoint that was there is unchanged; "
+            "free some space or make the folder writable, then give the same command again."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -51,5 +58,8 @@ def rewind_records(path: Path, step: int) -> None:
     """Drop the lines after ``step``: what was logged between the last checkpoint and a crash comes again."""
     records = [record for record in read_records(path) if record["step"] <= step]
     part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    try:
+        part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8", newline="\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

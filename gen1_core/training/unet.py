@@ -1,8 +1,6 @@
-"""Fitting the space-time U-Net in the paper's stages (section 5): images first, then clips, then blurred
-structure.
+"""Fitting the space-time U-Net in stages like the paper's (3.5): images first, then clips, then blurred structure.
 
-Structure and content come from the training clip itself: its own depth, and the image embedding of one of
-its frames.
+Structure and content come from the training clip itself: its own depth, and the image embedding of one of its frames.
 """
 
 from collections.abc import Callable
@@ -27,8 +25,7 @@ from .stages import Fit, Stage, StructureLevel, scale_stages, stage_at
 
 @dataclass(frozen=True, kw_only=True)
 class UNetPlan:
-    """How the U-Net is fitted. ``fit`` says everything but batch and learning rate, which belong to the
-    stages."""
+    """How the U-Net is fitted. ``fit`` says everything but batch and learning rate, which belong to the stages."""
 
     fit: Fit
     stages: tuple[Stage, ...]
@@ -93,8 +90,7 @@ def draw_batch(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[Latents, Condition]:
-    """Clean latents and their condition: single frames for the image path, or clips, about ``batch`` frames
-    either way."""
+    """Clean latents and their condition, about ``batch`` frames: single ones for the image path, or clips."""
     clips, styles, _, frames = latents.rgb.shape[:4]
     image = float(torch.rand(1, generator=generator)) < stage.image_fraction
     count = stage.batch if image else max(1, stage.batch // frames)
@@ -120,8 +116,7 @@ def draw_batch(
 def draw_structure(
     latents: LatentBank, clip: Int[Tensor, " b"], structure: StructureLevel, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b 4 f h w"], Int[Tensor, " b"]]:
-    """Encoded depth of each clip and its t_s: none, always 0, or uniform in 0..7 (0 for one clip in
-    eight)."""
+    """Encoded depth of each clip and its t_s: none, always 0, or uniform in 0..7 (0 for one clip in eight)."""
     if structure == "none":
         flat = repeat(latents.flat, "c h w -> b c f h w", b=len(clip), f=latents.rgb.shape[3])
         return flat, torch.full_like(clip, MAX_BLUR_LEVEL)

@@ -1,9 +1,8 @@
-"""Sizes and the way between them: source -> working size -> padded for the network, and back to exactly the
-source.
+"""Sizes and the way between them: source, working size, padded for the network, and back to exactly the source.
 
-A model edits at its preset's short side. The frame is resampled to that, padded at the right and at the
-bottom to what the network can divide, and on the way back cropped and resampled, so that any size, odd ones
-too, comes out as it went in.
+A model edits at its preset's short side. The frame is resampled to that, padded at the right and at the bottom to what
+the network can divide, and on the way back cropped and resampled, so that any size, odd ones too, comes out as it went
+in.
 """
 
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from torch import Tensor
 SMALLEST_SIDE = 8
 """Below this a source has no structure to keep."""
 
+LONGEST_ASPECT = 8
+"""Of a longer strip the short side alone would set the size, and the long one fill any memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkingSize:
-    """``width`` x ``height`` is the frame at working size; ``padded_width`` x ``padded_height`` is what the
-    network gets.
-    """
+    """``width`` x ``height`` is the frame at working size, ``padded_width`` x ``padded_height`` what networks get."""
 
     width: int
     height: int
@@ -32,13 +32,19 @@ class WorkingSize:
 
 
 def working_size(width: int, height: int, *, short_side: int, multiple: int) -> WorkingSize:
-    """The size a source of ``width`` x ``height`` is edited at: aspect kept, short side ``short_side``,
-    padded to ``multiple``.
+    """The size a source is edited at: aspect kept, short side ``short_side``, padded to ``multiple``.
+
+    Raises ValueError for a source that is too small or too long a strip.
     """
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(
             f"the frames are {width}x{height}, but a side under {SMALLEST_SIDE} pixels holds no structure to "
             f"keep; use a larger source, or enlarge it first."
+        )
+    if max(width, height) > LONGEST_ASPECT * min(width, height):
+        raise ValueError(
+            f"the frames are {width}x{height}, a strip longer than {LONGEST_ASPECT}:1, which at a short side of "
+            f"{short_side} pixels has too many for any memory; crop the clip to {LONGEST_ASPECT}:1 or less first."
         )
     if short_side < multiple:
         raise ValueError(
@@ -61,9 +67,7 @@ def next_multiple(length: int, multiple: int) -> int:
 
 
 def fit_within(width: int, height: int, max_size: int) -> tuple[int, int]:
-    """The size with the same aspect whose longer side is at most ``max_size``; 0 keeps, and nothing is
-    enlarged.
-    """
+    """The size with the same aspect whose longer side is at most ``max_size``; 0 keeps, and nothing is enlarged."""
     longer = max(width, height)
     if max_size == 0 or longer <= max_size:
         return width, height

@@ -1,5 +1,7 @@
 """Clips side by side, and frames on one sheet: how a result is looked at."""
 
+import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..tensors import Bytes
 from .clip import rechunk
@@ -42,20 +45,36 @@ def beside(
 
 
 def grid(chunks: Sequence[Bytes], labels: Sequence[str], *, columns: int) -> UInt8[Tensor, "n 3 height width"]:
-    """One chunk of every stream as a grid of ``columns``."""
+    """One chunk of every stream as a grid of ``columns``.
+
+    Black at the right and at the bottom makes both sides even: only then does H.264 with halved colour hold it, which
+    is what every player plays.
+    """
     frames, width = chunks[0].shape[0], chunks[0].shape[-1]
     cells = [
         torch.cat([label_strip(label, width).expand(frames, -1, -1, -1), chunk], dim=2)
         for label, chunk in zip(labels, chunks, strict=True)
     ]
     cells += [torch.zeros_like(cells[0])] * (-len(cells) % columns)
-    return rearrange(torch.stack(cells), "(r k) n c h w -> n c (r h) (k w)", k=columns)
+    whole = rearrange(torch.stack(cells), "(r k) n c h w -> n c (r h) (k w)", k=columns)
+    return F.pad(whole, (0, whole.shape[-1] % 2, 0, whole.shape[-2] % 2))
 
 
 def contact_sheet(rows: Sequence[tuple[str, Bytes]], path: Path) -> None:
-    """Rows of frames with a label above each, as one PNG."""
+    """Rows of frames with a label above each, as one PNG; whole or not at all."""
     parts = []
     for label, frames in rows:
         strip = rearrange(frames, "n c h w -> 1 c h (n w)")
         parts += [label_strip(label, strip.shape[-1]), strip]
-    to_picture(torch.cat(parts, dim=2)[0]).save(path)
+    picture = to_picture(torch.cat(parts, dim=2)[0])
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} could not be written ({error.strerror or error}), and what was there before is unchanged; "
+            "free some space, or choose a folder that exists and may be written to."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

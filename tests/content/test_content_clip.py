@@ -186,11 +186,10 @@ def test_half_precision_towers_give_float32(small):
     assert ratio(texts, small.encode_texts(TEXTS)) < 0.05
 
 
-def test_familiar_words(small):
-    assert small.familiar("the castles of Spain")
-    assert not small.familiar("a tax return")
-    assert not small.familiar("of the and")
-    assert EmbeddedClip(small.clip, small.tokenizer).familiar("anything, where no words were recorded")
+def test_unfamiliar_words(small):
+    assert small.unfamiliar("the castles of Spain") == ["spain"]
+    assert small.unfamiliar("a tax return") == ["tax", "return"]
+    assert EmbeddedClip(small.clip, small.tokenizer).unfamiliar("anything, where no words were recorded") == []
 
 
 def test_the_embedded_model_refuses_a_foreign_tokenizer(small):
@@ -275,4 +274,4 @@ def test_the_embedded_model_needs_neither_package(monkeypatch, tmp_path, small):
 def test_public_weights_know_every_word(tmp_path):
     save_file(random_reference(quick_gelu=False).state_dict(), tmp_path / "clip.safetensors")
     encoder = load_open_clip(SETTINGS, tmp_path / "clip.safetensors")
-    assert isinstance(encoder, LoadedClip) and encoder.familiar("quarterly tax return")
+    assert isinstance(encoder, LoadedClip) and encoder.unfamiliar("quarterly tax return") == []

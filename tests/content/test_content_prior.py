@@ -10,6 +10,7 @@ from gen1_core.content.clip import EmbeddedClip
 from gen1_core.content.prior import (
     content_from_images,
     content_from_text,
+    content_per_frame,
     prior_loss,
     sample_prior,
     signal_and_noise,
@@ -155,11 +156,26 @@ def test_content_depends_on_the_prompt_and_on_the_seed_alone(encoder):
         assert (other - first).norm() / first.norm() > 0.01
 
 
-def test_content_from_images_is_the_encoders_embedding(encoder):
+def test_content_from_an_image_is_the_encoders_embedding(encoder):
+    image = torch.rand(1, 3, 20, 30, generator=seeded(0))
+    content = content_from_images(encoder, image)
+    assert content.tokens.shape == content.null.shape == (1, 1, 1, DIM)
+    assert not content.null.any() and content.kind == encoder.kind
+    torch.testing.assert_close(content.tokens[0, 0], encoder.encode_images(image))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_several_images_are_no_content_by_themselves(encoder, count):
+    with pytest.raises(ValueError, match=r"mix them with blend\(\)"):
+        content_from_images(encoder, torch.rand(count, 3, 20, 30))
+
+
+def test_content_per_frame_gives_each_frame_its_own_picture(encoder):
     images = torch.rand(3, 3, 20, 30, generator=seeded(0))
-    content = content_from_images(encoder, images)
-    assert content.tokens.shape == (3, 1, 1, DIM)
-    torch.testing.assert_close(content.tokens[:, 0, 0], encoder.encode_images(images))
+    content = content_per_frame(encoder, images)
+    assert content.tokens.shape == content.null.shape == (1, 3, 1, DIM)
+    assert not content.null.any() and content.kind == encoder.kind
+    torch.testing.assert_close(content.tokens[0, :, 0], encoder.encode_images(images))
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t"])
@@ -181,8 +197,12 @@ def test_no_steps_are_refused():
 
 def test_a_prompt_far_from_everything_learnt_warns(encoder, caplog):
     with caplog.at_level(logging.WARNING):
-        content_from_text(random_prior(), encoder, "a neon submarine", steps=1)
+        content_from_text(random_prior(), encoder, "a neon castle with a submarine", steps=1)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
+        content_from_text(random_prior(), encoder, "a neon submarine", steps=1)
+    assert "(submarine)" in caplog.text and "name materials, colours, light or places" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
         content_from_text(random_prior(), encoder, "quarterly tax return", steps=1)
-    assert "name materials, colours, light or places" in caplog.text
+    assert "(quarterly, tax, return)" in caplog.text

@@ -14,7 +14,7 @@ from gen1_core.structure.blur import (
     encode_structure,
     flat_structure,
     level_channels,
-    weaken,
+    weakened,
 )
 from gen1_core.structure.estimator import Structure
 
@@ -106,11 +106,17 @@ def test_level_channels_take_one_level_per_clip() -> None:
 
 def test_strength_mixes_with_the_mean_of_the_clip() -> None:
     depth = torch.rand(2, 1, 3, 8, 8)
-    assert_close(weaken(depth, 1.0), depth, rtol=0, atol=0)
-    flat = weaken(depth, 0.0)
+
+    def mixed(strength: float) -> torch.Tensor:
+        parts = list(weakened(depth, strength, chunk=2))
+        assert [part.shape[2] for part in parts] == [2, 1]
+        return torch.cat(parts, dim=2)
+
+    assert_close(mixed(1.0), depth, rtol=0, atol=0)
+    flat = mixed(0.0)
     assert flat.flatten(1).std(dim=1).max() < 1e-6
     assert_close(flat[:, 0, 0, 0, 0], depth.mean((1, 2, 3, 4)))
-    assert_close(weaken(depth, 0.25), 0.25 * depth + 0.75 * flat)
+    assert_close(mixed(0.25), 0.25 * depth + 0.75 * flat)
 
 
 def test_encoding_is_the_blurred_depth_and_its_level(autoencoder: Autoencoder) -> None:
@@ -122,21 +128,37 @@ def test_encoding_is_the_blurred_depth_and_its_level(autoencoder: Autoencoder) -
     assert_close(encoded[:, 4:], level_channels(2, encoded[:, :4]), rtol=0, atol=0)
 
 
-def test_chunks_do_not_change_the_encoding(autoencoder: Autoencoder) -> None:
-    depth = torch.rand(1, 1, 5, 16, 16)
-    assert_close(encode_depth(autoencoder, depth, 1, 2), encode_depth(autoencoder, depth, 1, 5))
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_chunks_do_not_change_the_encoding(autoencoder: Autoencoder, strength: float) -> None:
+    structure = Structure(depth=torch.rand(2, 1, 5, 16, 24), blur_level=1, strength=strength)
+    whole = encode_structure(autoencoder, structure, 5)
+    assert whole.shape == (2, 8, 5, 2, 3)
+    for chunk in (1, 2, 3, 4, 9):
+        assert_close(encode_structure(autoencoder, structure, chunk), whole)
+
+
+def test_encoding_reports_frames(autoencoder: Autoencoder) -> None:
+    steps = []
+    structure = Structure(depth=torch.rand(1, 1, 5, 16, 16))
+    encode_structure(autoencoder, structure, 2, on_step=lambda *step: steps.append(step))
+    assert steps == [("structure", 2, 5), ("structure", 4, 5), ("structure", 5, 5)]
 
 
 def test_structure_is_weakened_then_blurred(autoencoder: Autoencoder) -> None:
     depth = torch.rand(1, 1, 2, 16, 16)
     encoded = encode_structure(autoencoder, Structure(depth=depth, blur_level=1, strength=0.5), 2)
-    assert_close(encoded, encode_depth(autoencoder, weaken(depth, 0.5), 1, 2))
+    (weak,) = weakened(depth, 0.5, chunk=2)
+    assert_close(encoded, encode_depth(autoencoder, weak, 1, 2))
     assert (encoded - encode_depth(autoencoder, depth, 1, 2))[:, :4].norm() > 1e-2 * encoded[:, :4].norm()
 
 
 def test_encoding_takes_the_precision_of_the_autoencoder(autoencoder: Autoencoder) -> None:
-    half = Autoencoder(autoencoder.config).eval().to(torch.bfloat16)
-    assert encode_depth(half, torch.rand(1, 1, 1, 16, 16), 3, 1).dtype == torch.bfloat16
+    half = Autoencoder(autoencoder.config).eval().requires_grad_(False).to(torch.bfloat16)
+    depth = torch.rand(1, 1, 1, 16, 16) * 0.01 + 0.495  # scaled in bfloat16 this would be three greys
+    encoded = encode_depth(half, depth, 0, 1)
+    assert encoded.dtype == torch.bfloat16
+    picture = (depth[:, 0] * 2 - 1).expand(-1, 3, -1, -1)
+    assert_close(encoded[:, :4, 0], half.encode(picture.to(torch.bfloat16)), rtol=0, atol=0)
 
 
 def test_flat_structure_is_a_flat_map_at_the_last_level(autoencoder: Autoencoder) -> None:

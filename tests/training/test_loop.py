@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gen1_core.training import ema
-from gen1_core.training.loop import Task, generator_at, train
+from gen1_core.training.loop import Task, generator_at, identity_of, train
 from gen1_core.training.stages import Fit, Rate, Stage, scale_stages, stage_at
 from gen1_core.training.state import load_state, read_records, rewind_records, save_state
 
@@ -49,12 +50,12 @@ def without_times(path: Path) -> list[dict]:
 
 
 def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    whole = train(linear_task(), FIT, tmp_path / "whole", seed=5)
+    whole = train(linear_task(), FIT, tmp_path / "whole", seed=5, identity="line")
     with pytest.raises(ConnectionError):
-        train(linear_task(stop_at=3), FIT, tmp_path / "broken", seed=5)
+        train(linear_task(stop_at=3), FIT, tmp_path / "broken", seed=5, identity="line")
     assert load_state(tmp_path / "broken" / "checkpoint.pt")["step"] == 3
     task = linear_task()
-    resumed = train(task, FIT, tmp_path / "broken", seed=5)
+    resumed = train(task, FIT, tmp_path / "broken", seed=5, identity="line")
 
     assert whole.finished and resumed.finished and resumed.step == 6
     a, b = (load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken"))
@@ -70,44 +71,86 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 def test_lines_logged_after_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
-        train(linear_task(stop_at=5), replace(FIT, save_every_s=1e9), tmp_path, seed=5)
+        train(linear_task(stop_at=5), replace(FIT, save_every_s=1e9), tmp_path, seed=5, identity="line")
     assert not (tmp_path / "checkpoint.pt").exists() and read_records(tmp_path / "log.jsonl")
-    train(linear_task(), FIT, tmp_path, seed=5)
-    train(linear_task(), FIT, tmp_path / "whole", seed=5)
+    train(linear_task(), FIT, tmp_path, seed=5, identity="line")
+    train(linear_task(), FIT, tmp_path / "whole", seed=5, identity="line")
     assert without_times(tmp_path / "log.jsonl") == without_times(tmp_path / "whole" / "log.jsonl")
 
 
 def test_a_time_limit_stops_cleanly_and_a_second_call_goes_on(tmp_path: Path) -> None:
-    stopped = train(linear_task(), FIT, tmp_path, seed=5, minutes=0.0)
+    stopped = train(linear_task(), FIT, tmp_path, seed=5, identity="line", minutes=0.0)
     assert stopped.step == 0 and not stopped.finished
-    assert train(linear_task(), FIT, tmp_path, seed=5).finished
+    assert train(linear_task(), FIT, tmp_path, seed=5, identity="line").finished
 
 
-def test_interrupt_saves_the_run(tmp_path: Path) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if done == 4:
+def test_an_interrupt_in_the_middle_of_a_step_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    train(linear_task(), FIT, tmp_path / "whole", seed=5, identity="line")
+    steps = []
+
+    def interrupt(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        steps.append(optimiser)
+        if len(steps) == 4:  # the weights have moved, the count of steps has not
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        train(linear_task(), replace(FIT, save_every_s=1e9), tmp_path, seed=5, on_step=interrupt)
-    assert load_state(tmp_path / "checkpoint.pt")["step"] == 4
+    hook = register_optimizer_step_post_hook(interrupt)
+    with hook, pytest.raises(KeyboardInterrupt):
+        train(linear_task(), FIT, tmp_path / "broken", seed=5, identity="line")
+    assert load_state(tmp_path / "broken" / "checkpoint.pt")["step"] == 3
+    train(linear_task(), FIT, tmp_path / "broken", seed=5, identity="line")
+    a, b = (load_state(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "broken"))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=0)
+
+
+def test_a_run_made_from_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    train(linear_task(), FIT, tmp_path, seed=5, identity=identity_of(FIT, "latents"))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    for changed in (identity_of(FIT, "other latents"), identity_of(replace(FIT, batch=5), "latents")):
+        with pytest.raises(ValueError, match="remove the folder .* to train it anew"):
+            train(linear_task(), FIT, tmp_path, seed=5, identity=changed)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    longer = replace(FIT, steps=8, rate=Rate(peak=1e-3), log_every=1)
+    assert train(linear_task(), longer, tmp_path, seed=5, identity=identity_of(longer, "latents")).step == 8
+
+
+def test_identity_ignores_the_length_of_every_stage_and_nothing_else() -> None:
+    stages = [
+        Stage(name="a", steps=steps, batch=8, image_fraction=0.0, structure="detail", rate=FIT.rate) for steps in (1, 2)
+    ]
+    assert (
+        identity_of([stages[0]]) == identity_of((stages[1],)) != identity_of([replace(stages[0], image_fraction=1.0)])
+    )
 
 
 def test_another_seed_or_another_network_is_refused(tmp_path: Path) -> None:
-    train(linear_task(), FIT, tmp_path, seed=5)
+    train(linear_task(), FIT, tmp_path, seed=5, identity="line")
     with pytest.raises(ValueError, match="use seed=5 or another folder"):
-        train(linear_task(), FIT, tmp_path, seed=6)
+        train(linear_task(), FIT, tmp_path, seed=6, identity="line")
     other = replace(linear_task(), model=nn.Linear(3, 1))
     with pytest.raises(ValueError, match="another folder"):
-        train(other, FIT, tmp_path, seed=5)
+        train(other, FIT, tmp_path, seed=5, identity="line")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     task = linear_task()
     broken = replace(task, losses=lambda step, g: {"loss": task.losses(step, g)["loss"] * (float("nan") ** step)})
     with pytest.raises(ValueError, match="lower the learning rate and resume"):
-        train(broken, FIT, tmp_path, seed=5)
+        train(broken, FIT, tmp_path, seed=5, identity="line")
     assert load_state(tmp_path / "checkpoint.pt")["step"] < 2
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    task = linear_task()
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        loss = task.losses(step, generator)["loss"]
+        return {"loss": loss + (0 * loss).sqrt() if step == 3 else loss}  # a finite loss, a gradient of 0 * inf
+
+    with pytest.raises(ValueError, match="weights are not finite at step 4.*resume from the last checkpoint"):
+        train(replace(task, losses=losses), FIT, tmp_path, seed=5, identity="line")
+    state = load_state(tmp_path / "checkpoint.pt")
+    assert state["step"] == 3 and bool(state["model"]["0.weight"].isfinite().all())
 
 
 def test_draws_are_a_pure_function_of_seed_name_and_step() -> None:
@@ -146,6 +189,8 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path) -> None:
         save_state(path, {"step": 2, "weight": lambda: 0})
     assert load_state(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    with pytest.raises(ValueError, match="free some space or make the folder writable"):
+        save_state(tmp_path / "gone" / "checkpoint.pt", {"step": 3})
 
 
 def test_a_half_written_log_line_is_left_out(tmp_path: Path) -> None:

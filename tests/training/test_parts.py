@@ -1,6 +1,8 @@
 """The parts of the training: what a batch holds, what a loss measures, the whole recipe in small."""
 
+import argparse
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,20 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
+from gen1_core.checkpoints.files import read_file
 from gen1_core.content.tokenizer import Tokenizer
 from gen1_core.diffusion.schedule import Schedule
+from gen1_core.loading import load_gen1
 from gen1_core.models.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_core.models.unet import UNetConfig
 from gen1_core.pipeline import Diffusion
-from gen1_core.recipes.tiny import TINY, main, smoke
+from gen1_core.recipes.tiny import TINY, add_arguments, main, run_from, shards_from, smoke
 from gen1_core.structure.blur import level_channels
 from gen1_core.training.autoencoder import AutoencoderPlan, draw_images, normalised
-from gen1_core.training.bank import Bank, BankConfig, join, load_bank, render_bank, shard_path
+from gen1_core.training.bank import Bank, BankConfig, join, load_bank, render_bank, shard_path, write_shard
 from gen1_core.training.clip import CLIPPlan, add_foreign, caption_words, contrastive_losses, read_captions
 from gen1_core.training.depth import DepthPlan, aligned, augment, depth_losses
 from gen1_core.training.latents import LatentBank, encode_shards, fingerprint, load_latents
 from gen1_core.training.loop import generator_at
-from gen1_core.training.recipe import recipe_with_steps
+from gen1_core.training.recipe import Recipe, Work, load_autoencoder, recipe_with_steps, run
 from gen1_core.training.sheets import psnr, write_sheet
 from gen1_core.training.stages import Fit, Rate, Stage
 from gen1_core.training.state import read_records
@@ -31,6 +35,23 @@ CPU = torch.device("cpu")
 FIT = Fit(steps=10, batch=40, rate=Rate(peak=1e-3))
 SMALL_BANK = BankConfig(name="train", seed=3, shards=2, clips=1, frames=2, size=32, supersample=1, captions=2)
 DETAIL = Stage(name="x", steps=4, batch=64, image_fraction=0.0, structure="detail", rate=Rate(peak=1e-3))
+
+
+TINIEST = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_scale=1.0)
+
+
+def tiny_recipe() -> Recipe:
+    """The recipe with a bank and an autoencoder that take no time."""
+    fit = Fit(steps=2, batch=2, rate=Rate(peak=1e-2, warmup=0))
+    plan = AutoencoderPlan(fit=fit, crop=16, full_batch=1)
+    return replace(
+        TINY,
+        bank=SMALL_BANK,
+        held_out=replace(SMALL_BANK, name="held_out", seed=4),
+        autoencoder=TINIEST,
+        autoencoder_plan=plan,
+        decoder_plan=replace(plan, pooled_weight=2.0),
+    )
 
 
 def random_bank(clips: int = 3) -> Bank:
@@ -88,6 +109,14 @@ def test_missing_or_foreign_shards_are_named(tmp_path: Path) -> None:
         load_bank(replace(SMALL_BANK, seed=4), tmp_path, shards=[0])
 
 
+def test_a_shard_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = shard_path(tmp_path, SMALL_BANK, 0)
+    path.mkdir()
+    with pytest.raises(ValueError, match="free some space"):
+        write_shard(path, SMALL_BANK, random_bank())
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_autoencoder_batches_mix_frames_and_depth_and_end_with_whole_frames() -> None:
     bank, plan = random_bank(), AutoencoderPlan(fit=FIT, crop=16, full_batch=2)
     images = draw_images(bank, plan, 0, generator_at(0, "a", 0))
@@ -107,6 +136,72 @@ def test_measured_mean_and_scale_normalise_the_latents() -> None:
     latents = Autoencoder(measured).encode(bank.rgb.flatten(0, 2).float() / 127.5 - 1).detach()
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.2, rtol=0)
     assert float(latents.std()) == pytest.approx(1, abs=0.2) and measured.latent_scale != 1
+
+
+def test_the_decoder_learns_alone_and_latents_stay_valid(tmp_path: Path) -> None:
+    work = Work(folder=tmp_path, shards=range(2), minutes=1e9, device=CPU)
+    run(tiny_recipe(), ["bank", "autoencoder"], work)
+    before = load_autoencoder(work)
+    run(tiny_recipe(), ["decoder"], work)
+    after = load_autoencoder(work)
+    same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
+    decoder = {name for name in same if name.startswith(("decoder.", "post_quant_conv."))}
+    assert decoder and all(same[name] for name in same if name not in decoder)
+    assert not same["decoder.conv_out.weight"] and not same["post_quant_conv.bias"]
+    assert after.config == before.config != TINIEST and fingerprint(after) == fingerprint(before)
+    with torch.no_grad():
+        after.quant_conv.bias.add_(1)
+    assert fingerprint(after) != fingerprint(before)
+
+    metadata = read_file(tmp_path / "weights" / "autoencoder.safetensors").metadata
+    assert json.loads(metadata["recipe"])["plan"]["pooled_weight"] == 2
+    assert json.loads(metadata["recipe_autoencoder"])["plan"]["pooled_weight"] == 1
+
+    run(tiny_recipe(), ["autoencoder", "decoder"], work)  # both are finished: exported again from their checkpoints
+    again = load_autoencoder(work).state_dict()
+    after.quant_conv.load_state_dict(before.quant_conv.state_dict())
+    assert all(torch.equal(value, again[name]) for name, value in after.state_dict().items())
+
+
+def test_a_decoder_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    work = Work(folder=tmp_path, shards=range(1), minutes=1e9, device=CPU)
+    run(tiny_recipe(), ["bank", "autoencoder", "decoder"], work)
+    longer = recipe_with_steps(tiny_recipe(), "autoencoder", 3)
+    with pytest.raises(ValueError, match="remove the folder .*decoder to train it anew"):
+        run(longer, ["autoencoder", "decoder"], work)
+
+
+def test_the_chain_ends_at_a_part_that_is_not_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    work = Work(folder=tmp_path, shards=range(1), minutes=0.0, device=CPU)
+    run(tiny_recipe(), ["bank", "autoencoder", "clip"], work)
+    assert f"autoencoder is not finished; the same command goes on: gen1 train all --folder {tmp_path}" in caplog.text
+    assert (tmp_path / "weights" / "autoencoder.safetensors").exists() and not (tmp_path / "clip").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("all --steps 3", "name a part or leave --steps out"),
+        ("bank --steps 3", "give steps to one that is trained"),
+        ("unet --shards 3:3", "give first:last within 0:32"),
+        ("unet --shards 0:33", "give first:last within 0:32"),
+        ("unet --shards 3", "give first:last within 0:32"),
+        ("bank --device warp", "give cpu or one that is there"),
+        ("bank --threads 0", "give 1 or more"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path: Path, arguments: str, advice: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ValueError, match=advice):
+        run_from(parser.parse_args([*arguments.split(), "--folder", str(tmp_path)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_first_and_last() -> None:
+    assert shards_from("3:5", 32) == range(3, 5) and shards_from(":", 32) == range(32)
+    assert shards_from("3:", 32) == range(3, 32) and shards_from(":3", 32) == range(3)
 
 
 def test_equal_looks_are_positives_of_each_other() -> None:
@@ -168,8 +263,8 @@ def test_encoded_shards_belong_to_their_weights(tmp_path: Path) -> None:
         def encode_texts(self, texts):
             return torch.tensor([[float(len(text))] * 3 for text in texts])
 
-        def familiar(self, prompt):
-            return True
+        def unfamiliar(self, prompt: str) -> list[str]:
+            return []
 
     render_bank(SMALL_BANK, tmp_path, shards=range(2), device=CPU)
     weights = fingerprint(autoencoder)
@@ -288,14 +383,11 @@ def test_the_whole_recipe_runs_and_resumes(tmp_path: Path) -> None:
     assert names == {"autoencoder", "clip", "depth", "prior", "unet"}
     assert sum(path.stat().st_size for path in (tmp_path / "weights").iterdir()) < 32e6
 
-    from gen1_core.checkpoints.files import read_file
-    from gen1_core.loading import load_gen1
-
     unet = read_file(tmp_path / "weights" / "unet.safetensors")
     assert json.loads(unet.metadata["recipe"])["finished"] is True
     assert next(iter(unet.tensors.values())).dtype == torch.float16
     gen1 = load_gen1(tmp_path / "weights")
-    assert gen1.encoder.familiar("a castle") and gen1.diffusion == TINY.diffusion
+    assert gen1.encoder.unfamiliar("a castle") == [] and gen1.diffusion == TINY.diffusion
     assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
     assert (tmp_path / "unet" / "sheet-000006.png").exists()
     main(run)

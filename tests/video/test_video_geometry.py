@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gen1_core.video.geometry import crop, fit_within, from_working, pad, resize, to_working, working_size
@@ -9,6 +9,7 @@ from gen1_core.video.geometry import crop, fit_within, from_working, pad, resize
 @given(st.integers(8, 2000), st.integers(8, 2000), st.sampled_from([(128, 32), (512, 64), (100, 8)]))
 def test_working_size_has_its_short_side_and_divides(width: int, height: int, kind: tuple[int, int]) -> None:
     short_side, multiple = kind
+    assume(max(width, height) <= 8 * min(width, height))
     size = working_size(width, height, short_side=short_side, multiple=multiple)
     assert min(size.width, size.height) == short_side
     assert abs(size.width / size.height - width / height) <= 0.51 * width / height * (1 / size.width + 1 / size.height)
@@ -45,6 +46,13 @@ def test_fit_within_bounds_the_longer_side_and_never_enlarges() -> None:
     assert fit_within(1920, 1080, 640) == (640, 360)
     assert fit_within(1080, 1920, 640) == (360, 640)
     assert fit_within(320, 240, 640) == fit_within(320, 240, 0) == (320, 240)
+
+
+@pytest.mark.parametrize(("width", "height"), [(4000, 8), (8, 4000), (129, 16)])
+def test_a_strip_is_refused_before_it_fills_the_memory(width: int, height: int) -> None:
+    with pytest.raises(ValueError, match="crop the clip to 8:1 or less first"):
+        working_size(width, height, short_side=128, multiple=32)
+    assert working_size(128, 16, short_side=128, multiple=32).width == 1024
 
 
 def test_too_small() -> None:
