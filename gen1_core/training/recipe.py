@@ -301,7 +301,7 @@ def _export(
     return outcome.finished
 
 
-RUNS: dict[Part, Callable[[Recipe, Work], None]] = {
+RUNS: dict[Part, Callable[[Recipe, Work], bool]] = {
     "bank": run_bank,
     "autoencoder": run_autoencoder,
     "clip": run_clip,
