@@ -11,7 +11,7 @@ from torch import Tensor
 from ..tensors import to_bytes
 from ..video.sheet import to_picture
 
-Row = Float[Tensor, "n c h w"]
+Row = Float[Tensor, "n _ h w"]
 """Pictures 0..1 side by side; one channel shows as grey."""
 
 
