@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from gen1_core.loading import load_gen1
-from gen1_core.pipeline import describe, generate, read_depth
+from gen1_core.pipeline import describe, edit, generate, read_depth
 from gen1_core.presets import DEMO_CLIP
 from gen1_core.structure.estimator import Structure
+from gen1_core.video.clip import MemoryClip
 from gen1_core.video.read import open_video
 
 pytestmark = pytest.mark.gpu
@@ -46,3 +47,12 @@ def test_bfloat16_is_close(depth):
     pictures = [autoencoder.decode(x[0].movedim(1, 0)).clamp(-1, 1) for x in (exact, rounded)]
     error = (pictures[0] - pictures[1]).square().mean()
     assert 10 * torch.log10(4 / error) >= 40
+
+
+def test_a_masked_edit_from_the_source_keeps_what_is_black():
+    gen1 = load_gen1("tiny", device="cuda")
+    clip = MemoryClip(torch.cat(list(open_video(DEMO_CLIP, end_s=0.16, max_size=160))))
+    black = MemoryClip(torch.zeros_like(clip.frames[:1]))
+    options = replace(gen1.defaults, strength=0.5, sampler="euler_ancestral")
+    frames = torch.cat(list(edit(gen1, clip, describe(gen1, prompt="snow and ice"), options, mask=black)))
+    torch.testing.assert_close(frames, clip.frames, rtol=0, atol=0)
