@@ -1,13 +1,14 @@
 # make demo   edit a short real clip with three prompts; result in demo/
 # make test   lint, types and every test that needs no accelerator
 # make gpu-test   the tests that need an accelerator
+# make real-test  public networks at their real sizes against their reference implementations (12 GB of memory, minutes)
 #
 # The first call makes .venv and installs the package there (PyTorch alone is a few hundred megabytes to some gigabytes).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test gpu-test setup setup-dev clean
+.PHONY: demo test gpu-test real-test setup setup-dev clean
 
 demo: .venv/ready
 	$(BIN)/python -m gen1_core demo --out demo
@@ -16,10 +17,13 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -ra -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -m "not gpu and not real" -n auto --maxprocesses 4
 
 gpu-test: .venv/ready-dev
 	$(BIN)/python -m pytest -ra -m gpu
+
+real-test: .venv/ready-dev
+	$(BIN)/python -m pytest -ra -m real
 
 setup: .venv/ready
 

@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_core import describe, load_gen1, open_video, write_video
+from gen1_core.frames import decode, encode_source, read_depth, size_for
+from gen1_core.gen1 import Gen1
 from gen1_core.models.unet import SpaceTimeUNet
-from gen1_core.pipeline import Gen1, decode, encode_source, generate, read_depth, size_for
+from gen1_core.pipeline import generate
 from gen1_core.presets import DEMO_CLIP
 from gen1_core.structure.estimator import Structure
 

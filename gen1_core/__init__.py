@@ -3,8 +3,9 @@
 Start with ``load_gen1``, ``describe`` and ``edit``; read ``pipeline.py`` first.
 """
 
+from .gen1 import EditOptions, Gen1
 from .loading import load_gen1
-from .pipeline import EditOptions, Gen1, describe, edit
+from .pipeline import describe, edit
 from .structure.estimator import Structure
 from .video.clip import Clip, MemoryClip
 from .video.read import open_video

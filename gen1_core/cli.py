@@ -1,4 +1,4 @@
-"""The ``gen1`` command: edit, depth, info, train, demo. One short function each; all choices of hardware are here."""
+"""The ``gen1`` command: edit, depth, info, inflate, train, demo. Short functions; all choices of hardware are here."""
 
 import argparse
 import dataclasses
@@ -11,13 +11,19 @@ from pathlib import Path
 
 import torch
 
+from .checkpoints.files import dtype_of
 from .demo import run_demo
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
-from .loading import describe_file, load_depth_estimator, load_gen1
-from .pipeline import EditOptions, Gen1, check_content, depth_frames, describe, edit, read_depth
+from .frames import depth_frames, read_depth
+from .gen1 import EditOptions, Gen1
+from .loading import describe_file, inflate_checkpoint, is_depth_map, load_depth_estimator, load_gen1
+from .pipeline import check_content, describe, edit
 from .presets import DEMO_CLIP, MODELS
 from .progress import progress
+from .recipes.sd15 import compose
+from .recipes.sd15 import read as read_public
+from .recipes.sd15_files import add_public, files_from
 from .recipes.tiny import add_arguments, device_from, run_from
 from .structure.estimator import load_depth, save_depth
 from .tensors import Bytes, OnStep, to_float
@@ -27,6 +33,7 @@ from .video.sheet import beside
 from .video.write import write_video
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KEEP = "keep"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +77,18 @@ def parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say what a weights file is")
     info.add_argument("file", type=Path)
     info.set_defaults(command=info_command)
+    inflate = commands.add_parser("inflate", help="make a Stable Diffusion checkpoint a U-Net to train a Gen-1 from")
+    inflate.add_argument("checkpoint", type=Path)
+    inflate.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    inflate.add_argument("--motion", type=Path, metavar="FILE", help="take the temporal layers of a motion module")
+    inflate.add_argument("--frames", type=int, default=8, help="frames of a training clip")
+    inflate.add_argument(
+        "--prediction",
+        choices=("v", "eps"),
+        default="v",
+        help="what training will predict: v as the paper, or the noise",
+    )
+    inflate.set_defaults(command=inflate_command)
     add_train(commands.add_parser("train", help="train the small model on the procedural world; resumes"))
     demo = commands.add_parser("demo", help="edit the embedded clip with three prompts")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
@@ -82,12 +101,25 @@ def add_hardware(command: argparse.ArgumentParser) -> None:
     """Options about the model and where it runs."""
     command.add_argument("--model", default="tiny", help=f"{', '.join(MODELS)}, or a folder of weights")
     command.add_argument(
-        "--depth-model",
+        "--depth",
         type=Path,
-        help="MiDaS DPT-Large instead of the model's own: the .pt file or a transformers folder",
+        metavar="FILE",
+        help="a depth network (MiDaS, Depth Anything V2) instead of the model's own; or, to edit with, the depth that "
+        "`gen1 depth -o FILE.safetensors` wrote",
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="short side of the picture the model works on; left out: as it was trained",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument(
+        "--dtype",
+        choices=[*DTYPES, KEEP],
+        default="float32",
+        help=f"{KEEP}: as the public checkpoint is stored",
+    )
 
 
 def add_source(command: argparse.ArgumentParser) -> None:
@@ -106,9 +138,9 @@ def add_source(command: argparse.ArgumentParser) -> None:
 def add_edit(command: argparse.ArgumentParser) -> None:
     """Options of ``gen1 edit``; sliders left out take the model's own defaults."""
     add_source(command)
-    command.add_argument("--depth", type=Path, help="depth that `gen1 depth -o FILE.safetensors` wrote")
     command.add_argument("--prompt", help="the new content in words")
     command.add_argument("--image", type=Path, help="the new content as a picture")
+    command.add_argument("--negative", default="", help="what to keep away from, in words")
     command.add_argument("--blur-level", type=int, help="t_s, 0..7: how much detail of the shapes is given up")
     command.add_argument("--structure-strength", type=float, help="0..1: how much the depth counts at all")
     command.add_argument("--content-scale", type=float, help="omega: how strongly the content is followed; 1 is off")
@@ -126,6 +158,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mask-feather", type=float, default=2.0, metavar="PX", help="soften its edge")
     command.add_argument("--mask-invert", action="store_true")
     command.add_argument("--compare", action="store_true", help="write source, depth and result side by side")
+    add_public(command)
     add_hardware(command)
     command.set_defaults(command=edit_command)
 
@@ -145,17 +178,22 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def edit_command(options: argparse.Namespace) -> None:
     """``gen1 edit``: checks everything cheap first; the target is opened before the heavy work begins."""
-    check_content(options.prompt, options.image)
     clip = open_source(options)
     picture = None if options.image is None else first_frame(options.image)
     mask = None if options.mask is None else open_mask(options)
     masking = MaskOptions(grow_px=options.mask_grow, feather_px=options.mask_feather, invert=options.mask_invert)
-    given = None if options.depth is None else load_depth(options.depth)[0]
-    gen1 = load(options)
+    network: Path | None = options.depth
+    given = None
+    if network is not None and is_depth_map(network):
+        given, network = load_depth(network)[0], None
+    if options.prompt is None and options.image is None:
+        raise ValueError("there is no content: neither --prompt nor --image was given; give a prompt or an image.")
+    gen1 = load(options, depth=network)
+    check_content(options.prompt, options.image, describer=gen1.describer)
     sliders = edit_options(gen1, options)
 
     def frames(on_step: OnStep) -> Iterator[Bytes]:
-        content = describe(gen1, prompt=options.prompt, image=picture, seed=sliders.seed)
+        content = describe(gen1, prompt=options.prompt, image=picture, negative=options.negative, seed=sliders.seed)
         depth = given if given is not None else read_depth(gen1, clip, chunk=sliders.chunk, on_step=on_step)[0]
         edited = edit(gen1, clip, content, sliders, depth=depth, mask=mask, mask_options=masking, on_step=on_step)
         if not options.compare:
@@ -169,7 +207,7 @@ def edit_command(options: argparse.Namespace) -> None:
 def depth_command(options: argparse.Namespace) -> None:
     """``gen1 depth``: white is near; ``.safetensors`` keeps the values, anything else is a video."""
     clip = open_source(options)
-    gen1 = load(options)
+    gen1 = load(options, depth=options.depth)
     if options.output.suffix == ".safetensors":
         with progress() as on_step:
             save_depth(options.output, *read_depth(gen1, clip, on_step=on_step))
@@ -184,28 +222,50 @@ def depth_command(options: argparse.Namespace) -> None:
 
 def info_command(options: argparse.Namespace) -> None:
     """``gen1 info``."""
-    info = describe_file(options.file)
-    print(f"{info.path}: {info.kind}, {info.tensors} tensors, {info.parameters:,} parameters, {info.megabytes:.1f} MB")
-    for name, value in {**info.config, **info.recipe}.items():
-        print(f"  {name}: {value}")
+    for line in describe_file(options.file):
+        print(line)
+
+
+def inflate_command(options: argparse.Namespace) -> None:
+    """``gen1 inflate``."""
+    config = inflate_checkpoint(
+        options.checkpoint, options.output, options.motion, frames=options.frames, prediction=options.prediction
+    )
+    kind = "layers of the motion module" if config.motion else "new temporal layers that do nothing yet"
+    print(f"written: {options.output}, a U-Net of {config.in_channels} input channels with {kind}")
 
 
 def demo_command(options: argparse.Namespace) -> None:
     """``gen1 demo``: what ``make demo`` runs."""
     started = time.perf_counter()
-    gen1 = load(options)
+    gen1 = load(options, depth=options.depth)
     with progress() as on_step:
         video, sheet = run_demo(gen1, DEMO_CLIP, options.out, edit_options(gen1, options), on_step=on_step)
     print(f"comparison video: {video}\ncontact sheet:    {sheet}\ntook {time.perf_counter() - started:.1f} s")
 
 
-def load(options: argparse.Namespace) -> Gen1:
-    """The model that the options name, where the options say."""
-    device, dtype = pick_device(options.device), DTYPES[options.dtype]
-    gen1 = load_gen1(options.model, device=device, dtype=dtype)
-    if options.depth_model is None:
+def load(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
+    """The model that the options name, where the options say; ``depth`` is another depth network than its own."""
+    gen1 = load_parts(options, depth=depth)
+    if options.size is None:
         return gen1
-    return dataclasses.replace(gen1, depth=load_depth_estimator(options.depth_model, device=device))
+    return dataclasses.replace(gen1, diffusion=dataclasses.replace(gen1.diffusion, working_size=options.size))
+
+
+def load_parts(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
+    """The same at the size that it was trained at: public files where they are named, else a model of our own."""
+    device = pick_device(options.device)
+    files = files_from(options, depth) if "checkpoint" in options else None
+    if files is not None:
+        plan = read_public(files, prediction=options.prediction)
+        dtype = dtype_of(plan.parts["unet"]) if options.dtype == KEEP else DTYPES[options.dtype]
+        return compose(plan, device=device, dtype=dtype, fp8=options.fp8)
+    if options.dtype == KEEP:
+        raise ValueError(f"--dtype {KEEP} is for public weights, and none are given; name one of {', '.join(DTYPES)}.")
+    gen1 = load_gen1(options.model, device=device, dtype=DTYPES[options.dtype])
+    if depth is None:
+        return gen1
+    return dataclasses.replace(gen1, depth=load_depth_estimator(depth, device=device))
 
 
 def pick_device(name: str) -> torch.device:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .pipeline import EditOptions, Gen1, depth_frames, describe, edit, read_depth
+from .frames import depth_frames, read_depth
+from .gen1 import EditOptions, Gen1
+from .pipeline import describe, edit
 from .tensors import Bytes, OnStep, ignore_progress
 from .video.clip import Clip, MemoryClip
 from .video.read import open_video

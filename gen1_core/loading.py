@@ -1,24 +1,32 @@
 """Files to a working model: ``load_gen1("tiny")`` or a folder of weights."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .checkpoints.catalogue.row import LABELS
+from .checkpoints.depth import load_depth_network
 from .checkpoints.files import Weights, config_from_plain, load_module, read_file
+from .checkpoints.formats import folder_parts, identify_path, weights_in
+from .checkpoints.header import read_header
+from .checkpoints.inflate import inflate_file
 from .content.clip import EmbeddedClip
+from .content.describe import PriorDescriber
 from .content.tokenizer import Tokenizer
+from .diffusion.prediction import Prediction
+from .diffusion.schedule import Schedule
+from .gen1 import Diffusion, EditOptions, Gen1
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.clip import CLIP, CLIPConfig
 from .models.depth import DepthNet, DepthNetConfig
 from .models.prior import Prior, PriorConfig
 from .models.unet import SpaceTimeUNet, UNetConfig
-from .pipeline import Diffusion, EditOptions, Gen1
 from .presets import MODELS
+from .structure.dpt import dpt_estimator
 from .structure.estimator import DepthEstimator, network_estimator
-from .structure.midas import DPTConfig, build_dpt, dpt_estimator, from_midas, load_dpt_transformers
 
 PARTS = ("unet", "autoencoder", "depth", "clip", "prior")
 """File stems of a model folder; each is a safetensors file whose metadata names its kind and holds its config."""
@@ -55,8 +63,9 @@ def load_gen1(
         unet=unet,
         autoencoder=autoencoder,
         depth=network_estimator(depth),
-        encoder=EmbeddedClip(clip, Tokenizer.embedded(clip.config.context_length), words=words),
-        prior=prior,
+        describer=PriorDescriber(
+            encoder=EmbeddedClip(clip, Tokenizer.embedded(clip.config.context_length), words=words), prior=prior
+        ),
         diffusion=config_from_plain(Diffusion, json.loads(files["unet"].metadata.get("diffusion", "{}"))),
         defaults=config_from_plain(EditOptions, json.loads(files["unet"].metadata.get("defaults", "{}"))),
     )
@@ -75,15 +84,45 @@ def check_together(unet: UNetConfig, clip: CLIPConfig, prior: PriorConfig, folde
 def load_depth_estimator(
     path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DepthEstimator:
-    """MiDaS DPT-Large, the paper's choice: a transformers folder, or the original ``dpt_large_384.pt``.
+    """A depth network: MiDaS (DPT-Large is the paper's choice) or Depth Anything V2, a file or transformers' folder.
 
     Put it into a model with ``dataclasses.replace(gen1, depth=...)``. Raises ValueError for any other file.
     """
-    place = torch.device(device)
-    if path.is_dir():
-        return load_dpt_transformers(path, device=place, dtype=dtype)
-    tensors = from_midas(read_file(path).tensors)
-    return dpt_estimator(load_module(lambda: build_dpt(DPTConfig()), tensors, device=place, dtype=dtype, path=path))
+    identify_path(path).require(path, "depth")
+    return dpt_estimator(load_depth_network(path, device=torch.device(device), dtype=dtype))
+
+
+def is_depth_map(path: Path) -> bool:
+    """Whether a file is what save_depth wrote, the depth of a clip, and not a network.
+
+    Raises ValueError where it is no weights file at all.
+    """
+    return identify_path(path).kind == "depth map"
+
+
+def inflate_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    motion: Path | None,
+    *,
+    frames: int,
+    prediction: Prediction,
+    seed: int = 0,
+) -> UNetConfig:
+    """A Stable Diffusion U-Net as a Gen-1 U-Net to train from (checkpoints/inflate.py), which says how to train it.
+
+    ``checkpoint`` is a file or a folder of diffusers. With a motion module the noise schedule is the one that it was
+    trained with. Raises ValueError where a file is another thing, or is the output itself.
+    """
+    identify_path(checkpoint).require(checkpoint, "checkpoint", "unet")
+    if motion is not None:
+        identify_path(motion).require(motion, "motion")
+    weights = checkpoint
+    if checkpoint.is_dir():
+        weights = weights_in(checkpoint) or folder_parts(checkpoint)["unet"]
+    schedule = Schedule(betas="linear" if motion is not None else "scaled_linear")
+    metadata = as_metadata(Diffusion(working_size=512, prediction=prediction, schedule=schedule), EditOptions())
+    return inflate_file(weights, output, motion=motion, frames=frames, seed=seed, metadata=metadata)
 
 
 def config_of(cls: type, file: Weights) -> Any:
@@ -112,32 +151,24 @@ def read_part(folder: Path, part: str) -> Weights:
     return file
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """What ``gen1 info`` prints."""
-
-    path: Path
-    kind: str
-    tensors: int
-    parameters: int
-    megabytes: float
-    config: dict[str, Any]
-    recipe: dict[str, str]
-
-
-def describe_file(path: Path) -> FileInfo:
-    """Kind, size and config of a weights file, from its content."""
-    file = read_file(path)
-    recipe = {key: value for key, value in file.metadata.items() if key not in ("kind", "config", "words", "format")}
-    return FileInfo(
-        path=path,
-        kind=file.kind or "unknown (no Gen-1 metadata)",
-        tensors=len(file.tensors),
-        parameters=sum(tensor.numel() for tensor in file.tensors.values()),
-        megabytes=path.stat().st_size / 1e6,
-        config=dict(file.metadata["config"]),
-        recipe=recipe,
-    )
+def describe_file(path: Path) -> list[str]:
+    """What a weights file (or a folder of diffusers) is, from its content: lines for a person to read."""
+    found = identify_path(path)
+    weights = path if path.is_file() else weights_in(path)
+    lines = [f"{path}: {LABELS[found.kind]}, {found.name}"]
+    if weights is not None:
+        header = read_header(weights)
+        size = f"{header.bytes / 1e6:.1f} MB"
+        lines[0] += f"; {len(header.shapes)} tensors, {header.parameters:,} parameters, {size}"
+    facts = {"base": found.base, "names of": found.layout, "prefix": found.prefix, **found.details}
+    lines += [f"  {name}: {value}" for name, value in facts.items() if value not in ("", 0, False)]
+    if found.kind == "gen1" and weights is not None:
+        file = read_file(weights)
+        own = {key: value for key, value in file.metadata.items() if key not in ("kind", "config", "words", "format")}
+        lines += [f"  {name}: {value}" for name, value in {**file.metadata["config"], **own}.items()]
+    if not found.supported:
+        lines.append(f"  cannot be used: {found.reason}")
+    return lines
 
 
 def as_metadata(diffusion: Diffusion, defaults: EditOptions) -> dict[str, str]:

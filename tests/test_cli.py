@@ -95,7 +95,7 @@ def test_cancelling_leaves_no_half_file(model, source, tmp_path, capsys, monkeyp
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gen1_core.pipeline.decode_clip", interrupted)
+    monkeypatch.setattr("gen1_core.frames.decode_clip", interrupted)
     out = tmp_path / "out.mp4"
     arguments = ["edit", str(source), "-o", str(out), "--prompt", "gold", "--steps", "1"]
     assert main([*arguments, "--model", str(model), "--device", "cpu"]) == 130

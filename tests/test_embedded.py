@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import encoder_of
 
+from gen1_core.frames import read_depth
+from gen1_core.gen1 import Gen1
 from gen1_core.loading import PARTS, load_gen1
 from gen1_core.metrics import depth_error, frame_consistency
-from gen1_core.pipeline import Gen1, describe, edit, read_depth
+from gen1_core.pipeline import describe, edit
 from gen1_core.presets import ASSETS, DEMO_CLIP, MODELS
 from gen1_core.tensors import Bytes, to_float
 from gen1_core.video.clip import MemoryClip
@@ -54,7 +57,7 @@ def distance(a: Bytes, b: Bytes) -> float:
 def follows(gen1: Gen1, frames: Bytes, prompt: str = PROMPT) -> float:
     """How near the frames are to what the prior makes of the prompt."""
     content = describe(gen1, prompt=prompt).tokens[0, 0]
-    return torch.cosine_similarity(gen1.encoder.encode_images(to_float(frames)), content).mean().item()
+    return torch.cosine_similarity(encoder_of(gen1).encode_images(to_float(frames)), content).mean().item()
 
 
 def change(frames: Bytes) -> float:
@@ -108,7 +111,7 @@ def test_less_strength_stays_nearer_to_the_source(gen1, clip, depth, base):
 
 
 def test_frames_hold_together(gen1, base):
-    embeddings = gen1.encoder.encode_images(to_float(base))
+    embeddings = encoder_of(gen1).encode_images(to_float(base))
     assert frame_consistency(embeddings) > 0.9
 
 

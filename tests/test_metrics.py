@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from parts import tiny_gen1
+from parts import encoder_of, tiny_gen1
 
 from gen1_core.metrics import clip_scores, depth_error, frame_consistency, prompt_consistency
 
@@ -27,7 +27,7 @@ def test_one_frame_has_no_consistency():
 
 
 def test_a_still_clip_is_fully_consistent_and_noise_is_not():
-    encoder = tiny_gen1().encoder
+    encoder = encoder_of(tiny_gen1())
     still = torch.rand(1, 3, 32, 32).expand(4, -1, -1, -1)
     moving = torch.rand(4, 3, 32, 32)
     assert clip_scores(encoder, still, "gold")["frame_consistency"] == pytest.approx(1, abs=1e-5)

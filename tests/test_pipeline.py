@@ -6,20 +6,12 @@ import pytest
 import torch
 from parts import tiny_gen1
 
+from gen1_core.conditioning import during
 from gen1_core.diffusion.condition import Condition
 from gen1_core.editing import MaskOptions
-from gen1_core.pipeline import (
-    EditOptions,
-    Gen1,
-    decode,
-    depth_frames,
-    describe,
-    during,
-    edit,
-    encode_source,
-    generate,
-    read_depth,
-)
+from gen1_core.frames import decode, depth_frames, encode_source, read_depth
+from gen1_core.gen1 import EditOptions, Gen1
+from gen1_core.pipeline import describe, edit, generate
 from gen1_core.structure.estimator import Structure
 from gen1_core.tensors import Bytes
 from gen1_core.video.clip import MemoryClip
@@ -234,7 +226,7 @@ def test_structure_is_shown_at_the_steps_that_were_asked_for(steps, start, end):
 
     structure = Structure(depth=torch.zeros(1, 1, 1, 2, 2), start=start, end=end)
     ones, content = torch.ones(1, 8, 1, 1, 1), torch.zeros(1, 1, 1, 4)
-    ranged = during(denoise, structure, sigmas, flat=torch.zeros_like(ones))
+    ranged = during(denoise, structure, sigmas, without=lambda c: replace(c, structure=torch.zeros_like(ones)))
     for sigma in sigmas[:-1]:
         ranged(torch.zeros(1, 4, 1, 1, 1), sigma, [Condition(structure=ones, content=content, null=content)])
     first = min(round(start * steps), steps - 1)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gen1_core.frames import read_depth
 from gen1_core.loading import load_gen1
-from gen1_core.pipeline import describe, edit, generate, read_depth
+from gen1_core.pipeline import describe, edit, generate
 from gen1_core.presets import DEMO_CLIP
 from gen1_core.structure.estimator import Structure
 from gen1_core.video.clip import MemoryClip

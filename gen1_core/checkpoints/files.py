@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import logging
 import os
-import pickle
 import types
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
@@ -16,27 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as write_safetensors
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from ..models.storage import FP8, convert
+from .header import container_of, read_header
+from .pickles import read_pickle
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
 
 _RESERVED = ("kind", "config")
-_MAGIC = (
-    (b"PK\x03\x04", "a zip archive"),
-    (b"GGUF", "a GGUF file"),
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, a text that stands for the file (git lfs pull brings the file)",
-    ),
-    (b"<", "a web page or XML, as a failed download leaves it"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF"),
-    (b"RIFF", "a WebP, WAV or AVI file"),
-    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
-    (b"\x89HDF", "an HDF5 file"),
-)
 
 
 class Weights(NamedTuple):
@@ -103,18 +87,27 @@ def save_file(
 def read_file(path: Path) -> Weights:
     """Read a safetensors file, or a PyTorch file of nothing but tensors; its content decides, not its name.
 
-    The tensors map the file as long as they live (load_module copies them).
+    The tensors map the file as long as they live (load_module copies them, unless it is told not to).
     """
     path = Path(path)
-    head = _head(path)
-    if head[8:9] == b"{":
-        return _read_safetensors(path, header_bytes=int.from_bytes(head[:8], "little"))
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _read_pickle(path)
-    raise ValueError(
-        f"{path} cannot be read as weights: it looks like {_looks_like(head)}; "
-        "give a .safetensors file (or a .pt or .ckpt file that holds only tensors)."
-    )
+    container = container_of(path)
+    if container == "safetensors":
+        return _read_safetensors(path)
+    if container == "torchscript":
+        raise ValueError(
+            f"{path} is a TorchScript archive, a program with its weights, and code in a file is never run; "
+            "convert to safetensors with the program that made it, or download the model in that form."
+        )
+    return Weights(read_pickle(path, mapped=container == "zip"), {"config": {}}, "")
+
+
+def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating-point type that most of the weights have: what ``dtype`` of load_module is to keep a file's own."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
 
 
 def load_module(
@@ -124,22 +117,31 @@ def load_module(
     device: torch.device,
     dtype: torch.dtype,
     path: Path,
+    copy: bool = True,
 ) -> Module:
-    """Build a module without memory for weights, give it copies of these, and set it to evaluation mode.
+    """Build a module without memory for weights, give it these, and set it to evaluation mode.
 
-    Strict: every name and shape must match. ``path`` is only named in errors.
+    Strict: every name and shape must match. ``path`` is only named in errors. With ``copy`` the module owns its
+    weights, and the file can be replaced or deleted afterwards, on Windows too. Without, what has the right type and
+    device already stays mapped, so that a large file takes its size once. Layers that store their weights in 8 bits
+    (models/storage.py) keep that type; ``dtype`` is for all others.
     """
     with torch.device("meta"):
         module = build()
-    _check_names(module.state_dict(), tensors, path=path, name=type(module).__name__)
-    # A copy, because a mapped file cannot be replaced on Windows as long as a tensor lives in it.
-    own = {name: _owned(tensor, device, dtype) for name, tensor in tensors.items()}
+    wanted = module.state_dict()
+    _check_names(wanted, tensors, path=path, name=type(module).__name__)
+    own = {
+        name: convert(tensor, device=device, dtype=_dtype_for(wanted[name], tensor, dtype), copy=copy)
+        for name, tensor in tensors.items()
+    }
     module.load_state_dict(own, strict=True, assign=True)
     return module.to(device).eval()
 
 
-def _owned(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+def _dtype_for(place: Tensor, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if place.dtype == FP8:
+        return FP8
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, path: Path, name: str) -> None:
@@ -164,6 +166,8 @@ def _some(keys: list[str]) -> str:
 
 
 def _field_value(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType) and isinstance(value, Mapping):
+        hint = next((choice for choice in get_args(hint) if dataclasses.is_dataclass(choice)), hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return config_from_plain(hint, value)
     if isinstance(value, list):
@@ -179,32 +183,14 @@ def _as_tuple(hint: Any, values: list[Any]) -> tuple[Any, ...]:
     return tuple(_field_value(one, value) for one, value in zip(hints or [Any] * len(values), values, strict=True))
 
 
-def _head(path: Path) -> bytes:
+def _read_safetensors(path: Path) -> Weights:
+    header = read_header(path).metadata
     try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); give the path of a weights file.") from error
-
-
-def _looks_like(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    if head[4:8] == b"ftyp":
-        return "an MP4 or QuickTime video"
-    return next((name for magic, name in _MAGIC if head.startswith(magic)), "nothing known here")
-
-
-def _read_safetensors(path: Path, *, header_bytes: int) -> Weights:
-    try:
-        # safe_open checks the header against the length of the file.
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes, header of {header_bytes}) looks like a safetensors file "
-            f"that is cut short or damaged ({error}); copy or download it again."
+            f"{path} looks like a safetensors file that is cut short or damaged ({error}); copy or download it again."
         ) from error
     return Weights(tensors, {**header, "config": _parsed_config(header, path)}, header.get("kind", ""))
 
@@ -216,36 +202,3 @@ def _parsed_config(header: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds a config that is not JSON ({error}); save it again with the program that wrote it."
         ) from error
-
-
-def _read_pickle(path: Path) -> Weights:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols: what cannot be read is an error below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is a pickle or zip archive that holds code, or more than tensors, or is cut short "
-            f"({_first_line(error)}), and code in a file is never run; "
-            "convert to safetensors with the program that made it, where you trust it."
-        ) from error
-    tensors = _unwrapped(content)
-    if not tensors:
-        raise ValueError(f"{path} holds no named tensors; give the file with the weights, or convert to safetensors.")
-    return Weights(tensors, {"config": {}}, "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, which training programs like to keep under a name of its own."""
-    if not isinstance(content, Mapping):
-        return {}
-    for name in ("state_dict", "model"):
-        if isinstance(content.get(name), Mapping):
-            content = content[name]
-    if skipped := [name for name, value in content.items() if not isinstance(value, Tensor)]:
-        logger.info("skipped what is not a tensor: %s", _some([str(name) for name in skipped]))
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}

@@ -38,8 +38,11 @@ class Picture:
 
 def encode_in_chunks(
     encode: EncodeImage, images: Images, *, picture: Picture, like: Tensor, chunk: int
-) -> Float[Tensor, "n d"]:
-    """Preprocess and encode a few images at a time, on the device and in the dtype of ``like``."""
+) -> Float[Tensor, "n ..."]:
+    """Preprocess and encode a few images at a time, on the device and in the dtype of ``like``.
+
+    What ``encode`` gives for an image is its embedding [d], or a state of another shape.
+    """
     if not len(images):
         raise ValueError("0 images were given, so there is nothing to encode; give at least one.")
     parts = []

@@ -1,4 +1,4 @@
-"""What content is, who makes it, and how its embeddings are scaled."""
+"""What content is, who makes it, how its embeddings are scaled, and how a prompt and pictures go together."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..diffusion.condition import PictureTokens
 from ..tensors import Images
 
 Scaling = Literal["sphere", "raw"]
@@ -19,6 +20,9 @@ Scaling = Literal["sphere", "raw"]
 
 CLIP_IMAGE = "clip_image"
 """Kind of content: one token, a CLIP image embedding (section 3 of the paper), whose null is zeros."""
+
+PICTURE = "picture"
+"""Kind of content: no tokens of its own; an IP-Adapter or unCLIP brings it in beside a prompt's."""
 
 STOP_WORDS = frozenset(
     """a about all an and any are as at be by for from has have he her his i if in into is it its like made me
@@ -32,13 +36,18 @@ STOP_WORDS = frozenset(
 class Content:
     """Tokens for cross-attention and what stands for their absence in guidance, both ``[b g n d]``.
 
-    ``g`` is 1 (the same for the whole clip) or the number of frames; ``n`` is 1 for the paper's kind. Content is what
-    users hand from part to part, so its shape is checked outside tests too.
+    ``g`` is 1 (the same for the whole clip) or the number of frames; ``n`` is 1 for the paper's kind, 0 where all lies
+    beside the tokens: ``pictures`` for the network's IP-Adapters, one each and in their order, and ``embedding``
+    ``[b g e]`` with its null for unCLIP. Content is what users hand from part to part, so its shape is checked outside
+    tests too.
     """
 
     tokens: Float[Tensor, "..."]
     null: Float[Tensor, "..."]
     kind: str = CLIP_IMAGE
+    pictures: tuple[PictureTokens, ...] = ()
+    embedding: Float[Tensor, "..."] | None = None
+    embedding_null: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 4:
@@ -46,12 +55,27 @@ class Content:
                 f"tokens of shape {tuple(self.tokens.shape)} are not [batch, frames, tokens, width]; "
                 "give four axes, with length 1 where there is only one."
             )
-        if self.tokens.shape != self.null.shape:
+        pairs = [("null", self.null, self.tokens)]
+        pairs += [("a picture's null", picture.null, picture.tokens) for picture in self.pictures]
+        if self.embedding is not None and self.embedding_null is not None:
+            pairs.append(("embedding_null", self.embedding_null, self.embedding))
+        elif self.embedding is not None or self.embedding_null is not None:
             raise ValueError(
-                f"null of shape {tuple(self.null.shape)} cannot stand in for tokens of shape "
-                f"{tuple(self.tokens.shape)}; give both the same shape."
+                "an embedding without its null, or the other way round, cannot be guided; "
+                "give both the same shape, zeros as the null."
             )
-        if not torch.isfinite(self.tokens).all():
+        for name, null, tokens in pairs:
+            if tokens.shape != null.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(null.shape)} cannot stand in for tokens of shape "
+                    f"{tuple(tokens.shape)}; give both the same shape."
+                )
+        counts = {tokens.shape[1] for _, _, tokens in pairs} - {1}
+        if len(counts) > 1:
+            raise ValueError(
+                f"parts of {sorted(counts)} frames cannot be of one clip; give each one frame, or as many as the clip."
+            )
+        if not all(torch.isfinite(tokens).all() for _, _, tokens in pairs):
             raise ValueError(
                 f"The tokens of this {self.kind} content hold NaN or infinite values, which would spoil "
                 "every frame; check the image and the encoder's weights, or encode in float32."
@@ -104,26 +128,32 @@ def content_of(embedding: Float[Tensor, "b d"], *, kind: str = CLIP_IMAGE) -> Co
     return Content(tokens=tokens, null=torch.zeros_like(tokens), kind=kind)
 
 
-def blend(contents: Sequence[Content], weights: Sequence[float]) -> Content:
-    """The weighted mean of contents of one kind and shape; weights are divided by their sum."""
-    if len(contents) != len(weights) or not contents:
+def beside(first: Content, *others: Content) -> Content:
+    """A prompt with the pictures that go beside it, as one content; it keeps the kind of what has tokens.
+
+    Token rows follow one another; pictures belong to the network's IP-Adapters in this order.
+    """
+    contents = (first, *others)
+    rows = [content for content in contents if content.tokens.shape[2]] or [first]
+    widths = {content.tokens.shape[-1] for content in rows}
+    embeddings = [content for content in contents if content.embedding is not None]
+    if len(widths) > 1:
         raise ValueError(
-            f"{len(contents)} contents and {len(weights)} weights do not pair up; give one weight for each content."
+            f"contents with tokens of width {sorted(widths)} cannot be read by one U-Net; "
+            "make all of them with the encoders of the same model."
         )
-    shapes = {(content.kind, tuple(content.tokens.shape)) for content in contents}
-    if len(shapes) > 1:
+    if len(embeddings) > 1:
         raise ValueError(
-            f"Contents of different kinds or shapes cannot be blended: {sorted(shapes)}; "
-            "make all of them with the same encoder and the same number of frames."
+            f"{len(embeddings)} contents have an embedding for unCLIP, which takes one; mix them with blend() first."
         )
-    total = sum(weights)
-    if total == 0:
-        raise ValueError(f"The weights {list(weights)} sum to 0, so they have no mean; give weights with another sum.")
-    shares = [weight / total for weight in weights]
+    frames = max(content.tokens.shape[1] for content in rows)
     return Content(
-        tokens=torch.stack([share * content.tokens for share, content in zip(shares, contents, strict=True)]).sum(0),
-        null=torch.stack([share * content.null for share, content in zip(shares, contents, strict=True)]).sum(0),
-        kind=contents[0].kind,
+        tokens=torch.cat([content.tokens.expand(-1, frames, -1, -1) for content in rows], dim=2),
+        null=torch.cat([content.null.expand(-1, frames, -1, -1) for content in rows], dim=2),
+        kind=rows[0].kind,
+        pictures=tuple(picture for content in contents for picture in content.pictures),
+        embedding=embeddings[0].embedding if embeddings else None,
+        embedding_null=embeddings[0].embedding_null if embeddings else None,
     )
 
 

@@ -1,8 +1,9 @@
 """CLIP's byte-level BPE tokenizer in plain Python, with all of CLIP's merges or only the first of them.
 
 Any number of first merges is a valid tokenizer for any text: fewer merges only mean that rare words become more pieces,
-down to single bytes, so there is no unknown token. ``assets/bpe_4096.txt`` holds the first 4096 merges of OpenAI's CLIP
-(https://github.com/openai/CLIP, bpe_simple_vocab_16e6.txt; MIT licence, Copyright (c) 2021 OpenAI).
+down to single bytes, so there is no unknown token. ``assets/bpe_48894.txt`` holds the merges of OpenAI's CLIP
+(https://github.com/openai/CLIP, bpe_simple_vocab_16e6.txt; MIT licence, Copyright (c) 2021 OpenAI): all that its public
+weights know. The embedded model was trained on the first 4096.
 
 Equal to open_clip's SimpleTokenizer, except that mis-decoded text is not repaired (open_clip uses ftfy for that) and
 that "<start_of_text>" and "<end_of_text>" in a prompt are ordinary characters.
@@ -21,6 +22,9 @@ from torch import Tensor
 
 Merge = tuple[str, str]
 
+EMBEDDED_MERGES = 4096
+"""How many of them the embedded model was trained with."""
+
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)", re.IGNORECASE)
 RUN = re.compile(r"L+|N|P+")
 QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
@@ -38,10 +42,10 @@ def read_merges(text: str) -> list[Merge]:
     return [(first, second) for first, second in lines]
 
 
-def embedded_merges() -> list[Merge]:
-    """The 4096 merges that come with the library."""
+def clip_merges() -> list[Merge]:
+    """The 48,894 merges of CLIP, which come with the library."""
     package = resources.files(__name__.rsplit(".", 2)[0])
-    return read_merges((package / "assets" / "bpe_4096.txt").read_text(encoding="utf-8"))
+    return read_merges((package / "assets" / "bpe_48894.txt").read_text(encoding="utf-8"))
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -100,7 +104,12 @@ class Tokenizer:
     @classmethod
     def embedded(cls, context_length: int) -> "Tokenizer":
         """The tokenizer of the embedded model: CLIP's first 4096 merges."""
-        return cls(embedded_merges(), context_length=context_length)
+        return cls(clip_merges()[:EMBEDDED_MERGES], context_length=context_length)
+
+    @classmethod
+    def clip(cls) -> "Tokenizer":
+        """The tokenizer of every public CLIP: all merges, 77 tokens."""
+        return cls(clip_merges(), context_length=77)
 
     def pieces(self, word: str) -> list[str]:
         """A word's pieces: neighbours are joined, the earliest merge first, until none applies."""

@@ -5,7 +5,6 @@ range, mask.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -62,13 +61,13 @@ def masked(denoise: Denoiser, known: Latents, mask: Float[Tensor, "b 1 f h w"]) 
 
 
 def structure_between(
-    denoise: Denoiser, flat: Float[Tensor, "b s f h w"], sigma_start: float, sigma_end: float
+    denoise: Denoiser, without: Callable[[Condition], Condition], sigma_start: float, sigma_end: float
 ) -> Denoiser:
-    """Structure only while ``sigma_start >= sigma > sigma_end``; outside, ``flat``, which says nothing."""
+    """Structure only while ``sigma_start >= sigma > sigma_end``; outside, the condition ``without`` it."""
 
     def denoise_between(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
         if sigma_start >= sigma > sigma_end:
             return denoise(x, sigma, conditions)
-        return denoise(x, sigma, [replace(condition, structure=flat) for condition in conditions])
+        return denoise(x, sigma, [without(condition) for condition in conditions])
 
     return denoise_between

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..tensors import Latents
 
 Betas = Literal["scaled_linear", "linear"]
-Spacing = Literal["trailing", "leading", "karras", "lcm"]
+Spacing = Literal["trailing", "leading", "linspace", "karras", "lcm"]
 
 TERMINAL_ALPHAS_CUMPROD = 4.8973451890853435e-08
 """The signal left at the last timestep under zero terminal SNR: ComfyUI's value (sigma about 4519)."""
@@ -107,7 +107,8 @@ def spaced_timesteps(schedule: Schedule, steps: int, spacing: Spacing) -> list[i
     """The timesteps of ``steps`` steps, falling, as diffusers places them.
 
     "trailing" begins at the last timestep (for zero terminal SNR), "leading" is DDIM's original one with
-    Stable Diffusion's offset of 1, "lcm" picks from the 50 steps consistency models were distilled on.
+    Stable Diffusion's offset of 1, "linspace" goes from the last timestep to the first (as AnimateDiff is used), "lcm"
+    picks from the 50 steps consistency models were distilled on.
     """
     count = schedule.timesteps
     if spacing == "trailing":
@@ -116,8 +117,10 @@ def spaced_timesteps(schedule: Schedule, steps: int, spacing: Spacing) -> list[i
         stride = count // steps
         offset = 1 if (steps - 1) * stride + 1 < count else 0
         return [i * stride + offset for i in reversed(range(steps))]
+    if spacing == "linspace":
+        return [round(i * (count - 1) / max(steps - 1, 1)) for i in reversed(range(steps))]
     if spacing != "lcm":
-        raise ValueError(f"spacing={spacing!r} names no timesteps; use trailing, leading or lcm.")
+        raise ValueError(f"spacing={spacing!r} names no timesteps; use trailing, leading, linspace or lcm.")
     if steps > LCM_TRAINING_STEPS:
         raise ValueError(
             f"steps={steps} is more than the {LCM_TRAINING_STEPS} steps lcm spacing picks from; "

@@ -3,9 +3,10 @@
 Architecture of SD 1.x; parameter names of diffusers' AutoencoderKL, so its files load as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -249,14 +250,31 @@ class Autoencoder(nn.Module):
         return self.decode(self.normalised(sample)), mean, logvar
 
 
-def encode_clip(autoencoder: Autoencoder, images: Images, *, chunk: int) -> FrameLatents:
+@runtime_checkable
+class FrameCodec(Protocol):
+    """What the pipeline asks of an autoencoder: frames -1..1 to latents of an eighth of the size, and back."""
+
+    def encode(self, images: Images) -> FrameLatents:
+        """Images -1..1, sides multiples of 8, to latents of about unit variance."""
+        ...
+
+    def decode(self, latents: FrameLatents) -> Images:
+        """Latents to images about -1..1, not clamped."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Its weights, of which the first tells device and dtype."""
+        ...
+
+
+def encode_clip(autoencoder: FrameCodec, images: Images, *, chunk: int) -> FrameLatents:
     """Frames 0..1 to latents in the weights' dtype, ``chunk`` frames at a time, so memory does not grow with them."""
     dtype = next(autoencoder.parameters()).dtype
     # Scaled in float32: bfloat16 is coarse at 0.5 and fine at 0, where the scale puts the middle greys.
     return torch.cat([autoencoder.encode((part.float() * 2 - 1).to(dtype)) for part in images.split(chunk)])
 
 
-def decode_clip(autoencoder: Autoencoder, latents: FrameLatents, *, chunk: int) -> Images:
+def decode_clip(autoencoder: FrameCodec, latents: FrameLatents, *, chunk: int) -> Images:
     """Latents to float32 frames clipped to 0..1, ``chunk`` frames at a time."""
     # Scaled in float32: in bfloat16, frames + 1 has steps of 1/128, which leaves bands in the picture.
     parts = [((autoencoder.decode(part).float() + 1) / 2).clamp(0, 1) for part in latents.split(chunk)]

@@ -1,11 +1,13 @@
 """CLIP (Radford et al., 2021): an image and a text transformer into one space, named as in open_clip.
 
-Plain torch, so the embedded model's pair needs no other package. Gen-1 takes its content from the image
-embedding (section 3 of the paper); the text tower serves the prior and the prompt consistency metric.
+Plain torch, so neither the embedded model's pair nor public weights need another package. Gen-1 takes its content from
+the image embedding (section 3 of the paper); the text tower serves the prior and the prompt consistency metric. Stable
+Diffusion reads the text tower's hidden states, IP-Adapters look through the image tower.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from einops import rearrange, repeat
@@ -26,7 +28,7 @@ CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Sizes of both towers; the defaults are the embedded model's.
+    """Sizes of both towers, or of one (the other's then say nothing); the defaults are the embedded model's.
 
     ``quick_gelu`` is the sigmoid approximation that OpenAI's own weights were trained with; others use the
     exact GELU.
@@ -139,7 +141,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu=quick_gelu)
+        self.mlp = MLP(width, round(width * mlp_ratio), quick_gelu=quick_gelu)
 
     def forward(self, x: Float[Tensor, "b n d"], *, causal: bool) -> Float[Tensor, "b n d"]:
         """One residual step of each part."""
@@ -161,9 +163,17 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
-    def forward(self, x: Float[Tensor, "b n d"], *, causal: bool = False) -> Float[Tensor, "b n d"]:
-        """All blocks in turn."""
-        for block in self.resblocks:
+    def forward(self, x: Float[Tensor, "b n d"], *, causal: bool = False, skip: int = 0) -> Float[Tensor, "b n d"]:
+        """All blocks in turn, the last ``skip`` of them left out.
+
+        Raises ValueError for more blocks than there are.
+        """
+        if not 0 <= skip <= len(self.resblocks):
+            raise ValueError(
+                f"skip={skip} of {len(self.resblocks)} blocks cannot be left out; give 0 for all blocks, "
+                "1 for the penultimate states."
+            )
+        for block in islice(self.resblocks, len(self.resblocks) - skip):
             x = block(x, causal=causal)
         return x
 
@@ -189,23 +199,28 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
 
-    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Pixels from ``preprocess`` to embeddings."""
+    def hidden(self, pixels: Float[Tensor, "n 3 h w"], *, skip: int) -> Float[Tensor, "n k d"]:
+        """Pixels from ``preprocess`` to the states before the last ``skip`` blocks, the class token first, not normed.
+
+        1 gives the penultimate states, which IP-Adapter plus was trained on (transformers' ``hidden_states[-2]``).
+        """
         patches = rearrange(self.conv1(pixels), "n d h w -> n (h w) d")
         first = repeat(self.class_embedding, "d -> n 1 d", n=len(pixels))
         x = torch.cat([first, patches], dim=1) + self.positional_embedding
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]) @ self.proj
+        return self.transformer(self.ln_pre(x), skip=skip)
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Pixels from ``preprocess`` to embeddings, not normalised."""
+        return self.ln_post(self.hidden(pixels, skip=0)[:, 0]) @ self.proj
 
 
-class CLIP(nn.Module):
-    """Both towers; equal to open_clip's CLIP with the same state dict."""
+class TextTower(nn.Module):
+    """Token ids through a causal transformer: what Stable Diffusion reads, without the projection of CLIP."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         width = config.text_width
         self.config = config
-        self.visual = VisionTransformer(config)
         self.transformer = Transformer(
             width,
             config.text_layers,
@@ -216,6 +231,24 @@ class CLIP(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
         self.ln_final = nn.LayerNorm(width)
+
+    def hidden(self, tokens: Int[Tensor, "n k"], *, skip: int) -> Float[Tensor, "n k d"]:
+        """Token ids to the states before the last ``skip`` blocks, normed.
+
+        Stable Diffusion 1.x reads those of ``skip`` 0, 2.x of 1; one more is what diffusers calls a clip_skip of 1.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        return self.ln_final(self.transformer(x, causal=True, skip=skip))
+
+
+class CLIP(TextTower):
+    """Both towers; equal to open_clip's CLIP with the same state dict."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        visual = VisionTransformer(config)  # before the text tower, so that a seed means the same weights as ever
+        super().__init__(config)
+        width = config.text_width
+        self.visual = visual
         self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -229,7 +262,6 @@ class CLIP(nn.Module):
 
         The mask is causal, so whatever pads a text after its end token changes nothing.
         """
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.ln_final(self.transformer(x, causal=True))
+        x = self.hidden(tokens, skip=0)
         ends = tokens.argmax(dim=-1)
         return x[torch.arange(len(x), device=x.device), ends] @ self.text_projection

@@ -19,14 +19,13 @@ class TemporalBlock(nn.Module):
     def __init__(self, width: int, *, heads: int, ops: Ops = nn):
         super().__init__()
         self.norm1 = ops.LayerNorm(width)
-        self.attn1 = Attention(width, width, heads=heads, ops=ops)
+        self.attn1 = Attention(width, heads=heads, ops=ops)
         self.norm3 = ops.LayerNorm(width)
         self.ff = FeedForward(width, ops=ops)
 
     def forward(self, x: Float[Tensor, "n f d"]) -> Float[Tensor, "n f d"]:
         """Tokens to tokens."""
-        normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
+        x = x + self.attn1(self.norm1(x))
         return x + self.ff(self.norm3(x))
 
 

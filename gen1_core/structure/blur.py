@@ -15,7 +15,7 @@ from kornia.filters.kernels import get_pascal_kernel_2d
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.autoencoder import Autoencoder, encode_clip
+from ..models.autoencoder import FrameCodec, encode_clip
 from ..tensors import Depth, Latents, OnStep, ignore_progress
 from .estimator import MAX_BLUR_LEVEL, Structure
 
@@ -67,7 +67,7 @@ def level_channels(blur_level: int | Int[Tensor, " b"], like: Latents) -> Float[
 
 
 def encode_depth(
-    autoencoder: Autoencoder,
+    autoencoder: FrameCodec,
     depth: Depth,
     blur_level: int,
     chunk: int,
@@ -92,7 +92,7 @@ def encode_depth(
 
 
 def encode_structure(
-    autoencoder: Autoencoder, structure: Structure, chunk: int, *, on_step: OnStep = ignore_progress
+    autoencoder: FrameCodec, structure: Structure, chunk: int, *, on_step: OnStep = ignore_progress
 ) -> Encoded:
     """A clip's structure as the network gets it: weakened, blurred, encoded (section 3.3)."""
     return encode_depth(
@@ -100,7 +100,7 @@ def encode_structure(
     )
 
 
-def flat_structure(autoencoder: Autoencoder, *, like: Encoded) -> Encoded:
+def flat_structure(autoencoder: FrameCodec, *, like: Encoded) -> Encoded:
     """What stands for "no structure": a flat map at the highest blur level, of the same shape as ``like``."""
     batch, _, frames, height, width = like.shape
     pixels = torch.full((1, 1, 1, height * 8, width * 8), NO_STRUCTURE_DEPTH, device=like.device)

@@ -16,13 +16,13 @@ from torch import nn
 from ..checkpoints.files import load_module, save_file
 from ..content.clip import EmbeddedClip
 from ..content.tokenizer import Tokenizer
+from ..gen1 import Diffusion, EditOptions
 from ..loading import as_metadata, config_of, read_part
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import CLIP, CLIPConfig
 from ..models.depth import DepthNet, DepthNetConfig
 from ..models.prior import PriorConfig
 from ..models.unet import UNetConfig
-from ..pipeline import Diffusion, EditOptions
 from ..tensors import OnStep, ignore_progress
 from .autoencoder import AutoencoderPlan, autoencoder_task, decoder_task, normalised
 from .bank import Bank, BankConfig, load_bank, render_bank, shard_identity

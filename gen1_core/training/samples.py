@@ -10,16 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..conditioning import network
 from ..content.encoder import ContentEncoder
 from ..diffusion.condition import Condition
 from ..diffusion.guidance import guided
 from ..diffusion.prediction import as_denoiser
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import spaced_sigmas, start
+from ..gen1 import Diffusion, EditOptions
 from ..models.autoencoder import Autoencoder, decode_clip
 from ..models.depth import DepthNet
 from ..models.unet import SpaceTimeUNet
-from ..pipeline import Diffusion, EditOptions, network
 from ..tensors import Latents
 from .bank import Bank
 from .depth import aligned

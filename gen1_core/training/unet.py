@@ -11,10 +11,11 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..conditioning import network
 from ..diffusion.condition import Condition
 from ..diffusion.loss import diffusion_loss
+from ..gen1 import Diffusion
 from ..models.unet import SpaceTimeUNet, UNetConfig
-from ..pipeline import Diffusion, network
 from ..structure.blur import level_channels
 from ..structure.estimator import MAX_BLUR_LEVEL
 from ..tensors import Latents

@@ -1,12 +1,14 @@
-import logging
+import json
 import os
-import pickle
+import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.layouts import write
 from safetensors.torch import save_file as plain_save
 from torch import nn
 from torch.testing import assert_close
@@ -15,6 +17,7 @@ from gen1_core.checkpoints.files import (
     config_from_json,
     config_from_plain,
     config_to_json,
+    dtype_of,
     load_module,
     read_file,
     save_file,
@@ -193,55 +196,6 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
             read_file(path)
 
 
-class Evil:
-    """A pickle that would create a file when it is loaded."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize("plain_pickle", [False, True])
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, plain_pickle: bool) -> None:
-    path, trap = tmp_path / "w.ckpt", tmp_path / "trap"
-    if plain_pickle:
-        path.write_bytes(pickle.dumps({"w": Evil(trap)}))
-    else:
-        torch.save({"w": Evil(trap)}, path)
-    with pytest.raises(ValueError, match="never run; convert to safetensors"):
-        read_file(path)
-    assert not trap.exists()
-
-
-def test_torchscript_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "script.pt"
-    # An archive with TorchScript's own record; making a real one warns that TorchScript is deprecated.
-    import zipfile
-
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("script/constants.pkl", b"\x80\x02).")
-        archive.writestr("script/code/x.py", "pass")
-    with pytest.raises(ValueError, match="convert to safetensors"):
-        read_file(path)
-
-
-@pytest.mark.parametrize("wrap", ["", "state_dict", "model"])
-def test_a_pickle_of_tensors_is_read(tmp_path: Path, wrap: str, caplog: pytest.LogCaptureFixture) -> None:
-    inner = {"a": torch.arange(3.0), "epoch": 4}
-    torch.save({wrap: inner, "optimizer": {}} if wrap else inner, tmp_path / "w.pt")
-    with caplog.at_level(logging.INFO):
-        assert_close(read_file(tmp_path / "w.pt").tensors, {"a": torch.arange(3.0)})
-    assert "epoch" in caplog.text
-
-
-def test_a_pickle_without_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="give the file with the weights"):
-        read_file(tmp_path / "w.pt")
-
-
 def test_saving_into_a_missing_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose a folder that exists"):
         save_net(tmp_path / "none" / "net.safetensors")
@@ -300,3 +254,45 @@ def test_whole_numbers_keep_their_type(tmp_path: Path) -> None:
     tensors = {"weight": torch.ones(3), "steps": torch.tensor(5)}
     module = load_module(Buffered, tensors, device=CPU, dtype=torch.float16, path=tmp_path)
     assert module.steps.dtype == torch.int64 and module.weight.dtype == torch.float16
+
+
+def addresses(tensors: Mapping[str, torch.Tensor]) -> set[int]:
+    return {tensor.data_ptr() for tensor in tensors.values()}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_without_a_copy_weights_stay_in_the_file(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(0)
+    state = DepthNet(SMALL).state_dict()
+    path = write(tmp_path / f"w{suffix}", state)
+    tensors = read_file(path).tensors
+
+    def build() -> DepthNet:
+        return DepthNet(SMALL)
+
+    mapped = load_module(build, tensors, device=CPU, dtype=dtype_of(tensors), path=path, copy=False)
+    assert addresses(mapped.state_dict()) == addresses(tensors)
+    assert_close(mapped.state_dict(), state)
+    other = load_module(build, tensors, device=CPU, dtype=torch.float16, path=path, copy=False)
+    assert not addresses(other.state_dict()) & addresses(tensors)
+    assert {parameter.dtype for parameter in other.parameters()} == {torch.float16}
+
+
+def test_the_type_of_most_weights_is_the_type_of_the_file() -> None:
+    tensors = {"a": torch.zeros(9).half(), "norm": torch.zeros(3), "steps": torch.zeros(99, dtype=torch.int64)}
+    assert dtype_of(tensors) == torch.float16 and dtype_of({}) == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process its peak of memory")
+def test_a_checkpoint_of_4_gb_takes_its_size_once(tmp_path: Path, root: Path) -> None:
+    script = [sys.executable, str(root / "benchmarks" / "loading.py")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([*script, "--make", str(tmp_path / "w.safetensors")], check=True, env=environment)
+    command = [*script, "--one", "ours, as it is, mapped", str(tmp_path / "w.safetensors")]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+    size = (tmp_path / "w.safetensors").stat().st_size / 2**20
+    (tmp_path / "w.safetensors").unlink()
+    assert size > 4000 and found["weights"] > 3500
+    assert found["weights"] * 0.9 < found["used"] < 1.15 * size

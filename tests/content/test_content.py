@@ -5,12 +5,12 @@ import torch
 
 from gen1_core.content.encoder import (
     Content,
-    blend,
     content_of,
     content_words,
     scale_embeddings,
     unfamiliar_words,
 )
+from gen1_core.content.mixing import blend
 
 
 def content(value: float, *, width: int = 4) -> Content:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from gen1_core.content.tokenizer import Tokenizer, clean, embedded_merges, read_merges, split_words
+from gen1_core.content.tokenizer import Tokenizer, clean, clip_merges, read_merges, split_words
 
 CLIP_MERGES = 49152 - 256 - 2
 
@@ -89,8 +89,8 @@ def test_rows_equal_open_clip():
     assert (FULL.start_token, FULL.end_token) == (REFERENCE.sot_token_id, REFERENCE.eot_token_id)
 
 
-def test_the_asset_is_the_head_of_clips_merges():
-    assert embedded_merges() == MERGES[:4096]
+def test_the_asset_holds_clips_merges():
+    assert clip_merges() == MERGES[:48894]
     assert SMALL.vocab_size == 256 * 2 + 4096 + 2
 
 

@@ -1,6 +1,7 @@
 """Eq. 8, masks and the range of structure, as functions from denoiser to denoiser."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_structure_only_between() -> None:
 
     x = clip()
     condition = condition_of(x)
-    limited = structure_between(denoise, torch.zeros_like(condition.structure), 5.0, 0.5)
+    limited = structure_between(denoise, lambda c: replace(c, structure=c.structure * 0), 5.0, 0.5)
     for sigma in (14.0, 5.0, 3.0, 0.5, 0.1):
         limited(x, sigma, [condition])
     assert seen == [(14.0, False), (5.0, True), (3.0, True), (0.5, False), (0.1, False)]
@@ -187,7 +188,8 @@ def test_structure_only_between() -> None:
 def test_flat_structure_is_what_the_network_sees_outside() -> None:
     x = clip()
     condition, flat = condition_of(x), torch.zeros(1, 2, 6, 3, 5)
-    (clean,) = structure_between(denoiser(), flat, 5.0, 0.5)(x, 14.0, [condition])
+    limited = structure_between(denoiser(), lambda c: replace(c, structure=flat), 5.0, 0.5)
+    (clean,) = limited(x, 14.0, [condition])
     expected = Condition(structure=flat, content=condition.content, null=condition.null)
     assert_close(clean, denoiser()(x, 14.0, [expected])[0], rtol=0, atol=0)
     assert moved(clean, denoiser()(x, 14.0, [condition])[0])

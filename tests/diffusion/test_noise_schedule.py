@@ -57,7 +57,7 @@ def test_zero_terminal_snr_equals_diffusers_up_to_the_last_value(betas: str) -> 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 15, 16, 20, 25, 30, 50, 64, 100, 333, 999])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_timesteps_equal_ddim(steps: int, spacing: str) -> None:
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing=spacing, steps_offset=1, **SD)
     scheduler.set_timesteps(steps)
@@ -82,7 +82,7 @@ def test_sigmas_equal_diffusers(kind: type, spacing: str) -> None:
     assert_close(spaced_sigmas(Schedule(), 20, spacing).float(), theirs.float(), rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "leading", "karras", "lcm"])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras", "lcm"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_sigmas_fall_to_zero(spacing: str, zero: bool) -> None:
     schedule = Schedule(zero_terminal_snr=zero)

@@ -1,9 +1,12 @@
 """CLIP against open_clip, with every parameter random and non-zero."""
 
+from dataclasses import replace
+
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 
 from gen1_core.models.clip import CLIP, CLIPConfig, Transformer, preprocess
@@ -19,19 +22,31 @@ def ratio(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-CONFIG = dict(image_size=32, patch_size=8, vision_width=32, vision_layers=2, vision_heads=4, embed_dim=24)
-TEXT = dict(text_width=16, text_layers=2, text_heads=2, context_length=12, vocab_size=40, mlp_ratio=2.0)
+CONFIG = CLIPConfig(
+    embed_dim=24,
+    image_size=32,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=4,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    context_length=12,
+    vocab_size=40,
+    mlp_ratio=2.0,
+)
 
 
 def pair(*, quick_gelu: bool) -> tuple[CLIP, open_clip.CLIP]:
     reference = open_clip.CLIP(
         embed_dim=24,
-        vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=2, head_width=8, mlp_ratio=2.0),
-        text_cfg=dict(context_length=12, vocab_size=40, width=16, heads=2, layers=2, mlp_ratio=2.0),
+        vision_cfg=CLIPVisionCfg(image_size=32, patch_size=8, width=32, layers=2, head_width=8, mlp_ratio=2.0),
+        text_cfg=CLIPTextCfg(context_length=12, vocab_size=40, width=16, heads=2, layers=2, mlp_ratio=2.0),
         quick_gelu=quick_gelu,
     ).eval()
     randomise(reference)
-    ours = CLIP(CLIPConfig(**CONFIG, **TEXT, quick_gelu=quick_gelu)).eval()
+    ours = CLIP(replace(CONFIG, quick_gelu=quick_gelu)).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
     return ours, reference
 
@@ -106,7 +121,9 @@ def test_preprocess_equals_open_clip(height, width):
     generator = np.random.default_rng(0)
     coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
-    expected = open_clip.image_transform(32, is_train=False)(picture)
+    transform = open_clip.image_transform(32, is_train=False)
+    assert callable(transform)
+    expected = transform(picture)
     images = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
     # Pillow rounds to bytes after each of its two passes: two steps of 1/255, divided by a std of 0.26
     torch.testing.assert_close(preprocess(images, 32)[0], expected, rtol=0, atol=2 / 255 / 0.26)

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import encoder_of
 from PIL import Image
 
 from gen1_core.checkpoints.files import read_file
 from gen1_core.content.tokenizer import Tokenizer
 from gen1_core.diffusion.schedule import Schedule
+from gen1_core.gen1 import Diffusion
 from gen1_core.loading import load_gen1
 from gen1_core.models.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_core.models.unet import UNetConfig
-from gen1_core.pipeline import Diffusion
 from gen1_core.recipes.tiny import TINY, add_arguments, main, run_from, shards_from, smoke
 from gen1_core.structure.blur import level_channels
 from gen1_core.training.autoencoder import AutoencoderPlan, draw_images, normalised
@@ -387,7 +388,7 @@ def test_the_whole_recipe_runs_and_resumes(tmp_path: Path) -> None:
     assert json.loads(unet.metadata["recipe"])["finished"] is True
     assert next(iter(unet.tensors.values())).dtype == torch.float16
     gen1 = load_gen1(tmp_path / "weights")
-    assert gen1.encoder.unfamiliar("a castle") == [] and gen1.diffusion == TINY.diffusion
+    assert encoder_of(gen1).unfamiliar("a castle") == [] and gen1.diffusion == TINY.diffusion
     assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
     assert (tmp_path / "unet" / "sheet-000006.png").exists()
     main(run)
