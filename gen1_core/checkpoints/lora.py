@@ -124,6 +124,20 @@ def read_lora(tensors: Mapping[str, Tensor], path: Path, *, settings: Settings =
     return Lora(path=path, unet=parts["unet"], text=parts["text"], base=_base(parts))
 
 
+def lora_tensors(lora: Lora) -> dict[str, Tensor]:
+    """The inverse of read_lora: the pairs under kohya's names, which every program reads."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, pairs in (("lora_unet_", lora.unet), ("lora_te_text_model_", lora.text)):
+        for layer, pair in pairs.items():
+            rank = pair.down.shape[0]
+            tensors[f"{prefix}{layer}.lora_down.weight"] = pair.down
+            tensors[f"{prefix}{layer}.lora_up.weight"] = pair.up
+            tensors[f"{prefix}{layer}.alpha"] = torch.tensor(pair.scale * rank)
+            if pair.mid.ndim:
+                tensors[f"{prefix}{layer}.lora_mid.weight"] = pair.mid
+    return tensors
+
+
 def merge(state: Mapping[str, Tensor], lora: Lora, *, weight: float, part: Part) -> dict[str, Tensor]:
     """A network's tensors with a LoRA added ``weight`` times; others, and those given, stay as they are.
 

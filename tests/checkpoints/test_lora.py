@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.layouts import fixture, layout
+from checkpoints.layouts import fixture, layout, write
 from checkpoints.lora_parts import as_ours, changed, copied, filled, largest_error, small_unet
 from parts import relative_error
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from gen1_core.checkpoints.lora import load_lora, merge, read_lora
+from gen1_core.checkpoints.formats import identify_path
+from gen1_core.checkpoints.lora import load_lora, lora_tensors, merge, read_lora
 from gen1_core.checkpoints.lora_names import Part
 
 PATH = Path("some.safetensors")
@@ -274,3 +275,28 @@ def test_query_key_and_value_change_their_own_rows(prefix: str, letter: str) -> 
     merged = merge({name: torch.zeros(6, 2)}, read_lora(tensors, PATH), weight=1.0, part="text")
     rows = ["qkv".index(letter) * 2 + row for row in range(2)]
     assert merged[name].sum(dim=1).nonzero().flatten().tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_kohya_sd15",
+        "lora_kohya_sd15_conv",
+        "lora_diffusers_sd15",
+        "lora_peft_sd15",
+        "lcm_lora_sd15",
+        "motion_lora_v2",
+    ],
+)
+def test_a_file_loads_and_saves_and_loads_again(name: str, tmp_path: Path) -> None:
+    first = load_lora(write(tmp_path / "first.safetensors", fixture(name)))
+    saved = tmp_path / "again.safetensors"
+    write(saved, {key: tensor.contiguous() for key, tensor in lora_tensors(first).items()})
+    assert identify_path(saved).kind == "lora"
+    again = load_lora(saved)
+    for one, other in ((first.unet, again.unet), (first.text, again.text)):
+        assert one.keys() == other.keys()
+        for layer, pair in one.items():
+            torch.testing.assert_close(
+                other[layer].change(torch.device("cpu")), pair.change(torch.device("cpu")), rtol=1e-6, atol=0
+            )
