@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from .checkpoints.files import dtype_of
+from .checkpoints.search import find
 from .demo import run_demo
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
 from .frames import depth_frames, read_depth
 from .gen1 import EditOptions, Gen1
 from .loading import describe_file, inflate_checkpoint, is_depth_map, load_depth_estimator, load_gen1
-from .pipeline import check_content, describe, edit
+from .models.storage import FP8
+from .pipeline import check_content, check_sliders, describe, edit
 from .presets import DEMO_CLIP, MODELS
 from .progress import progress
 from .recipes.sd15 import compose
@@ -34,6 +36,8 @@ from .video.write import write_video
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KEEP = "keep"
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,21 +186,24 @@ def edit_command(options: argparse.Namespace) -> None:
     picture = None if options.image is None else first_frame(options.image)
     mask = None if options.mask is None else open_mask(options)
     masking = MaskOptions(grow_px=options.mask_grow, feather_px=options.mask_feather, invert=options.mask_invert)
-    network: Path | None = options.depth
+    if options.prompt is None and options.image is None:
+        raise ValueError("there is no content: neither --prompt nor --image was given; give a prompt or an image.")
+    network = depth_file(options)
     given = None
     if network is not None and is_depth_map(network):
         given, network = load_depth(network)[0], None
-    if options.prompt is None and options.image is None:
-        raise ValueError("there is no content: neither --prompt nor --image was given; give a prompt or an image.")
     gen1 = load(options, depth=network)
     check_content(options.prompt, options.image, describer=gen1.describer)
     sliders = edit_options(gen1, options)
+    check_sliders(gen1, sliders)
 
     def frames(on_step: OnStep) -> Iterator[Bytes]:
         content = describe(gen1, prompt=options.prompt, image=picture, negative=options.negative, seed=sliders.seed)
-        depth = given if given is not None else read_depth(gen1, clip, chunk=sliders.chunk, on_step=on_step)[0]
+        depth = given
+        if given is None and (gen1.reads_structure or options.compare):
+            depth, _ = read_depth(gen1, clip, chunk=sliders.chunk, on_step=on_step)
         edited = edit(gen1, clip, content, sliders, depth=depth, mask=mask, mask_options=masking, on_step=on_step)
-        if not options.compare:
+        if not options.compare or depth is None:
             return edited
         streams = [clip, depth_frames(gen1, depth, clip), edited]
         return beside(streams, ["source", "depth", options.prompt or options.image.name], columns=3)
@@ -244,6 +251,13 @@ def demo_command(options: argparse.Namespace) -> None:
     print(f"comparison video: {video}\ncontact sheet:    {sheet}\ntook {time.perf_counter() - started:.1f} s")
 
 
+def depth_file(options: argparse.Namespace) -> Path | None:
+    """The file that ``--depth`` means: a path, or a name below ``--models``."""
+    if options.depth is None or options.depth.exists() or not options.models:
+        return options.depth
+    return find("depth", name=str(options.depth), folders=options.models, option="--depth").path
+
+
 def load(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
     """The model that the options name, where the options say; ``depth`` is another depth network than its own."""
     gen1 = load_parts(options, depth=depth)
@@ -259,7 +273,11 @@ def load_parts(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
     if files is not None:
         plan = read_public(files, prediction=options.prediction)
         dtype = dtype_of(plan.parts["unet"]) if options.dtype == KEEP else DTYPES[options.dtype]
-        return compose(plan, device=device, dtype=dtype, fp8=options.fp8)
+        if files.ip_adapters and options.image is None:
+            logger.warning("The IP-Adapter has nothing to look at, so it changes nothing; give --image.")
+        # What is stored in 8 bits computes in 16: no network computes in 8.
+        small = dtype == FP8
+        return compose(plan, device=device, dtype=torch.bfloat16 if small else dtype, fp8=options.fp8 or small)
     if options.dtype == KEEP:
         raise ValueError(f"--dtype {KEEP} is for public weights, and none are given; name one of {', '.join(DTYPES)}.")
     gen1 = load_gen1(options.model, device=device, dtype=DTYPES[options.dtype])

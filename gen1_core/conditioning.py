@@ -51,10 +51,11 @@ def condition_of(
 ) -> Condition:
     """Structure and content as this model's network reads them, on its device."""
     device = gen1.device
-    seen = hints or [structure] * len(gen1.controls)
+    # One hint for all that look at the same thing, not a copy each: it has the size of the frames.
+    shared = (hint_of(on(device, structure)),) * len(gen1.controls) if gen1.controls and not hints else ()
     return Condition(
         structure=beside_latents(gen1, on(device, structure), chunk=chunk, on_step=on_step),
-        hints=tuple(hint_of(on(device, each)) for each in seen),
+        hints=tuple(hint_of(on(device, each)) for each in hints) or shared,
         content=content.tokens,
         null=content.null,
         pictures=content.pictures,

@@ -117,7 +117,7 @@ def inflate_checkpoint(
     identify_path(checkpoint).require(checkpoint, "checkpoint", "unet")
     if motion is not None:
         identify_path(motion).require(motion, "motion")
-    weights = checkpoint
+    weights, motion = checkpoint, None if motion is None else weights_in(motion) or motion
     if checkpoint.is_dir():
         weights = weights_in(checkpoint) or folder_parts(checkpoint)["unet"]
     schedule = Schedule(betas="linear" if motion is not None else "scaled_linear")

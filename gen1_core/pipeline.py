@@ -7,7 +7,8 @@
 The same pictures hold for public weights: there the structure goes through control networks (or SD2-depth's fifth
 channel), and the content is text, a picture's tokens, or both.
 
-Pixels stream through in chunks; only depth and latents of the whole clip stay in memory.
+Pixels stream through in chunks; only depth, what is made of it for the network, and latents of the whole clip stay in
+memory.
 """
 
 import logging
@@ -55,15 +56,15 @@ def check_content(prompt: str | None, image: object | None, *, describer: Descri
         raise ValueError(
             "neither a prompt nor an image was given, but the content comes from one; give a prompt or an image."
         )
+    if image is not None and not describer.reads_pictures:
+        raise ValueError(
+            "a picture was given, but this model reads only text; add an IP-Adapter with its CLIP vision file "
+            "(--ip-adapter, --clip-vision), take an SD-unCLIP checkpoint, or give a prompt alone."
+        )
     if prompt is not None and image is not None and not describer.reads_both:
         raise ValueError(
             "both a prompt and an image were given, but this model takes its content from exactly one; "
             "give a prompt or an image."
-        )
-    if image is not None and not describer.reads_pictures:
-        raise ValueError(
-            "an image was given, but this model reads only text; give a prompt, or add an IP-Adapter and its CLIP "
-            "vision file."
         )
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty, so it describes no content; say what the clip should look like.")
@@ -168,14 +169,7 @@ def check_edit(
     gen1: Gen1, clip: Clip, content: Content, options: EditOptions, *, depth: Depth | None, mask: Clip | None
 ) -> None:
     """Refuses what cannot be edited before any heavy work; every message says what to do."""
-    spaced_sigmas(gen1.diffusion.schedule, options.steps, options.spacing, strength=options.strength)
-    longest = gen1.unet.config.longest
-    if options.window > longest:
-        raise ValueError(
-            f"window={options.window} is longer than the {longest} frames this model has learnt positions for; "
-            f"give at most {longest}, or 0 for that many."
-        )
-    require_windows(options.window or longest, options.overlap)
+    check_sliders(gen1, options)
     if mask is not None:
         check_mask(mask, clip.num_frames)
     check_fit(gen1, content, clip.num_frames)
@@ -186,6 +180,18 @@ def check_edit(
             f"depth of shape {tuple(depth.shape)} does not belong to this clip, which needs {wanted}; "
             "make it with read_depth(gen1, clip) or `gen1 depth` from the same frames."
         )
+
+
+def check_sliders(gen1: Gen1, options: EditOptions) -> None:
+    """Refuses sliders that this model cannot follow, whatever the clip."""
+    spaced_sigmas(gen1.diffusion.schedule, options.steps, options.spacing, strength=options.strength)
+    longest = gen1.unet.config.longest
+    if options.window > longest:
+        raise ValueError(
+            f"window={options.window} is longer than the {longest} frames this model has learnt positions for; "
+            f"give at most {longest}, or 0 for that many."
+        )
+    require_windows(options.window or longest, options.overlap)
 
 
 def check_fit(gen1: Gen1, content: Content, frames: int) -> None:

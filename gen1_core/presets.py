@@ -70,7 +70,12 @@ COMPOSITIONS = {
     "sd2": Composition(
         diffusion=Diffusion(working_size=512, prediction="eps"),
         options=EditOptions(steps=25, sampler="dpmpp_2m", spacing="karras", content_scale=7.5, window=16, overlap=0),
-        source="Stable Diffusion 2.x base: v2-inference.yaml. The 768 px models are v-prediction, which no key tells.",
+        source="Stable Diffusion 2.x base: v2-inference.yaml; steps and scale as for 1.x.",
+    ),
+    "sd2_768": Composition(
+        diffusion=Diffusion(working_size=768, prediction="v"),
+        options=EditOptions(steps=25, sampler="dpmpp_2m", spacing="karras", content_scale=7.5, window=16, overlap=0),
+        source="Stable Diffusion 2.x at 768 px: v2-inference-v.yaml; steps and scale as for 1.x.",
     ),
     "unclip": Composition(
         diffusion=Diffusion(working_size=768, prediction="v"),

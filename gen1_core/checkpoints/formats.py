@@ -37,7 +37,16 @@ FILES = (
 )
 """Weights in the folders of diffusers and transformers, the first that is there counts."""
 
-FOLDERS = ("unet", "vae", "text_encoder", "image_encoder", "controlnet", "motion_adapter", "feature_extractor")
+FOLDERS = (
+    "unet",
+    "vae",
+    "text_encoder",
+    "image_encoder",
+    "image_normalizer",
+    "depth_estimator",
+    "controlnet",
+    "motion_adapter",
+)
 """The folders inside a folder of diffusers that may hold weights."""
 
 

@@ -55,11 +55,11 @@ def inflate_file(
 
     Raises ValueError where a file cannot be read, holds something else, or would be written over.
     """
-    if output.resolve() == checkpoint.resolve():
-        raise ValueError(
-            f"{output} is the checkpoint itself, whose text encoder and autoencoder would be lost; "
-            "give the output another name."
-        )
+    for source in (checkpoint, motion):
+        if source is not None and output.resolve() == source.resolve():
+            raise ValueError(
+                f"{output} is {source} itself, which would be lost by writing over it; give the output another name."
+            )
     tensors, config = unet_from(read_file(checkpoint).tensors, checkpoint)
     module = None if motion is None else Motion(*motion_from(read_file(motion).tensors, motion), motion)
     inflated, config = inflate(tensors, config, frames=frames, seed=seed, motion=module)

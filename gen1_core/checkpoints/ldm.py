@@ -35,6 +35,8 @@ DROPPED = (
     r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?",
     r"betas|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor",
     r"embedding_manager\..*",  # of textual inversion
+    r"cond_stage_model\.(logit_scale|text_projection)",  # to CLIP's shared space, which is not read
+    r"epoch|global_step|v_pred|ztsnr|state_dict",  # notes of training programs
 )
 """Keys of a single file that nothing needs: averaged copies and tables of the schedule, which are computed."""
 
@@ -165,7 +167,7 @@ def unet_config_of(shapes: Mapping[str, tuple[int, ...]]) -> UNetConfig:
 
     Shapes do not tell the number of heads. It is 8 in SD 1.x, whose transformers project with convolutions, and one per
     64 channels in 2.x, whose transformers project with linear layers (v1- and v2-inference.yaml); ComfyUI decides the
-    same way. Nor do they tell what the network predicts: see predictions_of.
+    same way. Nor do they tell what the network predicts: see prediction_of.
 
     Raises ValueError where the keys are not those of such a U-Net.
     """
@@ -200,16 +202,25 @@ def unet_config_of(shapes: Mapping[str, tuple[int, ...]]) -> UNetConfig:
     )
 
 
-def predictions_of(config: UNetConfig) -> tuple[Prediction, ...]:
-    """What a network of this shape may have been trained to predict, the usual first.
+VELOCITY_SPREAD = 0.09
+"""Above it, the spread of one bias tells SD 2.x at 768 px from the 512 px models, as ComfyUI tells them apart."""
 
-    SD 1.x and SD2-depth predict the noise, unCLIP the velocity. SD 2.x has both, in files that differ in nothing but
-    values: the 512 px base models predict the noise, the 768 px ones the velocity. Where two are named, whoever loads
-    the file has to say which (a wrong one gives noise or grey).
+
+def prediction_of(tensors: Mapping[str, Tensor], config: UNetConfig) -> Prediction:
+    """What a U-Net (under our names) was trained to predict, as far as it tells.
+
+    SD 1.x and SD2-depth predict the noise, unCLIP the velocity. SD 2.x has both: its 512 px base models predict the
+    noise and its 768 px ones the velocity, in files that differ in nothing but values. ComfyUI (supported_models.py,
+    SD20) looks at the spread of the last transformer's first bias; so do we. A finetune of SD 1.x to the velocity
+    does not tell.
     """
     if config.class_embedding_width:
-        return ("v",)
-    return ("eps", "v") if config.use_linear_projection and config.in_channels == 4 else ("eps",)
+        return "v"
+    if not config.use_linear_projection or config.in_channels != 4:
+        return "eps"
+    last = f"up_blocks.{len(config.block_out_channels) - 1}.attentions.{config.layers_per_block}"
+    bias = tensors[f"{last}.transformer_blocks.0.norm1.bias"]
+    return "v" if bias.float().std().item() > VELOCITY_SPREAD else "eps"
 
 
 def _ldm_levels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int, bool]]:

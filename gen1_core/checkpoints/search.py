@@ -131,6 +131,7 @@ def _by_content(
     for kind in kinds:
         fitting = [one for one in usable if one.format.kind == kind]
         if len(fitting) == 1:
+            logger.info("%s: %s (%s)", option, fitting[0].path, fitting[0].format.name)
             return fitting[0]
         if fitting:
             raise ValueError(

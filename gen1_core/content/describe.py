@@ -55,7 +55,7 @@ class PriorDescriber:
 class PublicDescriber:
     """Stable Diffusion's way: the prompt as text tokens, a picture through IP-Adapters or unCLIP beside them.
 
-    Every IP-Adapter sees the same picture. Raises ValueError for a picture where nothing reads pictures.
+    Every IP-Adapter sees the same picture. ``pipeline.check_content`` refuses one that nothing reads.
     """
 
     text: TextEncoder
@@ -77,11 +77,6 @@ class PublicDescriber:
         text = self.text(prompt, negative=negative)
         if image is None:
             return beside(text, *(encoder.nothing() for encoder in (*self.adapters, *self.unclip)))
-        if not self.reads_pictures:
-            raise ValueError(
-                "a picture was given, but this model reads only text; add an IP-Adapter with its CLIP vision file "
-                "(--ip-adapter, --clip-vision), take an SD-unCLIP checkpoint, or give a prompt."
-            )
         contents = [adapter(image) for adapter in self.adapters]
         contents += [unclip(image, seed=seed) for unclip in self.unclip]
         return beside(text, *contents)

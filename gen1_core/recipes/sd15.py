@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.adapters import Adapter, attention_for_unet, read_adapter, read_statistics
+from ..checkpoints.adapters import Adapter, attention_for_unet, read_adapter, read_statistics, statistics_of
 from ..checkpoints.clip import text_tower_from, vision_from
 from ..checkpoints.control import check_control, controlnet_from, t2i_adapter_from, tiny_autoencoder_from
 from ..checkpoints.depth import depth_network, load_depth_network
 from ..checkpoints.files import load_module, read_file
-from ..checkpoints.formats import folder_parts, identify_path, weights_in
-from ..checkpoints.ldm import predictions_of, split_checkpoint, unet_from
-from ..checkpoints.lora import Lora, load_lora, merge
+from ..checkpoints.formats import folder_parts, identify_path
+from ..checkpoints.ldm import prediction_of, split_checkpoint, unet_from
+from ..checkpoints.lora import load_lora, merge
 from ..checkpoints.motion import LCM_FRAMES, betas_of, motion_from, with_motion
 from ..checkpoints.vae import autoencoder_from
 from ..content.describe import PublicDescriber
 from ..content.picture import PictureEncoder, UnclipEncoder
-from ..content.text import TextEncoder, sd_text_encoder
+from ..content.text import sd_text_encoder
 from ..diffusion.prediction import Prediction
-from ..gen1 import Gen1
+from ..gen1 import LATENT_CHANNELS, Gen1
 from ..loading import load_gen1
-from ..models.adapter import TOWERS, build_projection, require_tower
+from ..models.adapter import TOWERS, block_scales, build_projection, require_tower
 from ..models.autoencoder import Autoencoder, FrameCodec
 from ..models.clip import CLIPConfig, TextTower, VisionTransformer
 from ..models.control import ControlNet, ControlNetConfig, T2IAdapter, T2IAdapterConfig
@@ -46,11 +46,21 @@ from ..models.unet import SpaceTimeUNet, UNetConfig
 from ..presets import COMPOSITIONS
 from ..structure.dpt import dpt_estimator
 from ..structure.estimator import DepthEstimator
-from .sd15_files import PublicFiles, check_kinds
+from .sd15_files import PublicFiles, check_kinds, without_folders
 
 logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
+
+IN_FOLDERS = {
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "text",
+    "image_encoder": "vision",
+    "depth_estimator": "depth",
+    "image_normalizer": "statistics",
+}
+"""The parts of a checkpoint by the folders that diffusers keeps them in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,7 @@ class Plan:
     composition: str
     prediction: Prediction
     unet: UNetConfig
+    text: CLIPConfig
     parts: Mapping[str, Tensors]
     adapters: tuple[Adapter, ...]
     controls: tuple[tuple[Tensors, ControlNetConfig | T2IAdapterConfig, Path], ...]
@@ -69,16 +80,16 @@ class Plan:
 def read(files: PublicFiles, *, prediction: Prediction | None = None) -> Plan:
     """Read all files and refuse, before any heavy work, what does not belong together.
 
-    ``prediction`` is needed where keys do not tell it (SD 2.x at 768 px, and finetunes of SD 1.5 to "v"); None stands
-    for the usual of the family.
+    ``prediction`` overrules what the checkpoint seems to predict, for finetunes that do not tell; None keeps that.
 
     Raises ValueError for files of another kind than the one asked for, or of another family than the checkpoint.
     """
+    files = without_folders(files)
     check_kinds(files)
     parts = read_checkpoint(files.checkpoint)
     unet, config = unet_from(parts.pop("unet"), files.checkpoint)
-    composition = "unclip" if config.class_embedding_width else "sd2" if config.cross_attention_dim == 1024 else "image"
-    composition = "sd2_depth" if config.in_channels == 5 else composition
+    known = prediction_of(unet, config)
+    composition = composition_of(config, known)
     if files.motion is not None:
         unet, config, composition = add_motion(unet, config, files.motion)
     adapters = tuple(read_adapter(read_file(path).tensors, path=path) for path in files.ip_adapters)
@@ -86,18 +97,36 @@ def read(files: PublicFiles, *, prediction: Prediction | None = None) -> Plan:
     for index, (adapter, path) in enumerate(zip(adapters, files.ip_adapters, strict=True)):
         unet = {**unet, **attention_for_unet(adapter, config, index=index, path=path)}
     controls = tuple(read_control(path, unet, config) for path in files.controls)
-    require_parts(files, parts, config, adapters)
+    require_parts(files, parts, config)
+    require_vision(files, parts, config, adapters)
+    text, text_config = text_of(files, parts, config)
     for path, weight in files.loras:
-        unet, parts = merge_lora(load_lora(path), weight, unet, parts, files)
+        lora = load_lora(path)
+        if lora.unet or not lora.text:
+            unet = merge(unet, lora, weight=weight, part="unet")
+        if lora.text:
+            text = merge(text, lora, weight=weight, part="text")
     return Plan(
         files=files,
         composition=composition,
-        prediction=prediction or predictions_of(config)[0],
+        prediction=prediction or known,
         unet=config,
-        parts={**parts, "unet": unet},
+        text=text_config,
+        parts={**parts, "unet": unet, "text": text},
         adapters=adapters,
         controls=controls,
     )
+
+
+def composition_of(config: UNetConfig, prediction: Prediction) -> str:
+    """Which of ``presets.COMPOSITIONS`` a checkpoint alone is."""
+    if config.class_embedding_width:
+        return "unclip"
+    if config.in_channels > LATENT_CHANNELS:
+        return "sd2_depth"
+    if not config.use_linear_projection:
+        return "image"
+    return "sd2_768" if prediction == "v" else "sd2"
 
 
 def compose(
@@ -122,7 +151,7 @@ def compose(
         autoencoder=load_autoencoder(plan, module),
         depth=load_depth(plan, place),
         describer=PublicDescriber(
-            text=load_text(plan, module),
+            text=sd_text_encoder(module(lambda: TextTower(plan.text), plan.parts["text"], files.checkpoint)),
             adapters=tuple(load_adapters(plan, module)),
             unclip=tuple(load_unclip(plan, module)),
         ),
@@ -138,8 +167,7 @@ Module = Callable[[Callable[[], nn.Module], Tensors, Path], Any]
 def read_checkpoint(path: Path) -> dict[str, Tensors]:
     """The parts of a checkpoint by name ("unet", "vae", "text", ...): a single file, a U-Net alone, or a folder."""
     if path.is_dir():
-        names = {"unet": "unet", "vae": "vae", "text_encoder": "text", "image_encoder": "vision"}
-        found = {names[name]: file for name, file in folder_parts(path).items() if name in names}
+        found = {IN_FOLDERS[name]: file for name, file in folder_parts(path).items() if name in IN_FOLDERS}
         return {name: read_file(file).tensors for name, file in found.items()}
     tensors = read_file(path).tensors
     whole = identify_path(path).kind == "checkpoint"
@@ -161,7 +189,7 @@ def read_control(
     path: Path, unet: Tensors, config: UNetConfig
 ) -> tuple[Tensors, ControlNetConfig | T2IAdapterConfig, Path]:
     """A ControlNet or a T2I adapter, whichever the file is, checked against the U-Net."""
-    tensors = read_file(weights_in(path) or path).tensors
+    tensors = read_file(path).tensors
     if identify_path(path).kind == "t2i_adapter":
         ours, control = t2i_adapter_from(tensors, path)
     else:
@@ -175,81 +203,78 @@ def control_of(config: ControlNetConfig | T2IAdapterConfig, ops: Any) -> Control
     return T2IAdapter(config, ops=ops) if isinstance(config, T2IAdapterConfig) else ControlNet(config, ops=ops)
 
 
-def require_parts(
-    files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig, adapters: Sequence[Adapter]
-) -> None:
-    """Refuses a composition that lacks something, and names the file to look for."""
+def require_parts(files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig) -> None:
+    """Refuses a composition that lacks something or has too much, and names the file to look for."""
     if not files.vae and "vae" not in parts:
         raise ValueError(
             f"{files.checkpoint} holds no autoencoder, and without one there are no pictures; give --vae, such as "
             "vae-ft-mse-840000-ema-pruned.safetensors, or a whole checkpoint."
         )
+    if [identify_path(path).kind for path in files.vae].count("vae") and len(files.vae) > 1:
+        raise ValueError(
+            f"--vae got {len(files.vae)} files ({', '.join(path.name for path in files.vae)}), and one autoencoder is "
+            "used; give one, or the two halves of TAESD."
+        )
+    if files.vae and identify_path(files.vae[0]).kind == "taesd":
+        tiny_autoencoder_from({path: read_file(path).tensors for path in files.vae})
     if files.text_encoder is None and "text" not in parts:
         raise ValueError(
             f"{files.checkpoint} holds no text encoder, and a prompt needs one; give --text-encoder "
             "(text_encoder/model.safetensors of the same family), or a whole checkpoint."
         )
-    if adapters and files.clip_vision is None:
+    if unet.class_embedding_width == 2 * 768 and files.statistics is None and "statistics" not in parts:
+        raise ValueError(
+            f"{files.checkpoint} is SD-unCLIP L, which needs the statistics of its embeddings, and they are not in the "
+            "checkpoint; give --statistics with ViT-L-14_stats.th."
+        )
+
+
+def require_vision(
+    files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig, adapters: Sequence[Adapter]
+) -> None:
+    """Refuses pictures that nothing could look at, and a CLIP vision file of another size than was trained with."""
+    path = files.clip_vision
+    if path is None and adapters:
         wanted = TOWERS[adapters[0].config.reads].get(adapters[0].config.input_width, "the tower it was trained on")
         raise ValueError(
             f"{files.ip_adapters[0]} looks at pictures through CLIP vision, and no such file was given; give "
             f"--clip-vision with {wanted} (for most IP-Adapters CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors)."
         )
-    if unet.class_embedding_width and "vision" not in parts and files.clip_vision is None:
+    if path is None and unet.class_embedding_width and "vision" not in parts:
         raise ValueError(
             f"{files.checkpoint} is an SD-unCLIP model without its CLIP vision tower; give --clip-vision, or the whole "
             "checkpoint sd21-unclip-h.ckpt."
         )
-    if unet.class_embedding_width == 2 * 768 and files.statistics is None:
+    if path is None:
+        return
+    _, tower = vision_from(read_file(path).tensors, path)
+    for adapter in adapters:
+        require_tower(adapter.config, embedding_width=tower.embed_dim, hidden_width=tower.vision_width)
+    if unet.class_embedding_width not in (0, 2 * tower.embed_dim):
         raise ValueError(
-            f"{files.checkpoint} is SD-unCLIP L, which needs the statistics of its embeddings, and they are not in the "
-            "checkpoint; give --statistics with ViT-L-14_stats.th."
+            f"{path} gives embeddings {tower.embed_dim} wide, but {files.checkpoint} reads embeddings "
+            f"{unet.class_embedding_width // 2} wide; leave --clip-vision out, since the checkpoint brings its own."
         )
-    if adapters and files.clip_vision is not None:
-        _, tower = vision_from(read_file(files.clip_vision).tensors, files.clip_vision)
-        for adapter in adapters:
-            require_tower(adapter.config, embedding_width=tower.embed_dim, hidden_width=tower.vision_width)
 
 
-def merge_lora(
-    lora: Lora, weight: float, unet: Tensors, parts: Mapping[str, Tensors], files: PublicFiles
-) -> tuple[Tensors, dict[str, Tensors]]:
-    """U-Net and text encoder with a LoRA added; the text encoder then is under our names."""
-    merged = dict(parts)
-    if lora.unet or not lora.text:
-        unet = merge(unet, lora, weight=weight, part="unet")
-    if lora.text:
-        text, _, _ = text_tensors(parts, files)
-        merged["text"] = merge(text, lora, weight=weight, part="text")
-    return unet, merged
-
-
-def text_tensors(parts: Mapping[str, Tensors], files: PublicFiles) -> tuple[Tensors, CLIPConfig, Path]:
+def text_of(
+    files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig
+) -> tuple[dict[str, Tensor], CLIPConfig]:
     """The text encoder under our names: the file given for it, else the checkpoint's own."""
-    if files.text_encoder is None or "token_embedding.weight" in parts.get("text", {}):
-        path, tensors = files.checkpoint, parts["text"]
-    else:
-        path = weights_in(files.text_encoder) or files.text_encoder
-        tensors = read_file(path).tensors
-        tensors = split_checkpoint(tensors, path)["text"] if identify_path(path).kind == "checkpoint" else tensors
-    ours, config = text_tower_from(tensors, path)
-    return ours, config, path
-
-
-def load_text(plan: Plan, module: Module) -> TextEncoder:
-    """The text encoder, with the conventions of its family."""
-    tensors, config, path = text_tensors(plan.parts, plan.files)
-    if config.text_width != plan.unet.cross_attention_dim:
+    path = files.text_encoder or files.checkpoint
+    given = parts["text"] if files.text_encoder is None else read_file(path).tensors
+    tensors, config = text_tower_from(given, path)
+    if config.text_width != unet.cross_attention_dim:
         raise ValueError(
             f"{path} is a text encoder {config.text_width} wide, but the U-Net reads tokens "
-            f"{plan.unet.cross_attention_dim} wide; give the text encoder of its own family, or leave it out."
+            f"{unet.cross_attention_dim} wide; give the text encoder of its own family, or leave it out."
         )
-    return sd_text_encoder(module(lambda: TextTower(config), tensors, path))
+    return tensors, config
 
 
 def load_autoencoder(plan: Plan, module: Module) -> FrameCodec:
     """The VAE given, or TAESD from its files, else the checkpoint's own."""
-    paths = [weights_in(path) or path for path in plan.files.vae]
+    paths = plan.files.vae
     if not paths:
         tensors, path = plan.parts["vae"], plan.files.checkpoint
     elif identify_path(paths[0]).kind == "taesd":
@@ -263,11 +288,8 @@ def load_autoencoder(plan: Plan, module: Module) -> FrameCodec:
 
 def vision_tower(plan: Plan, module: Module) -> VisionTransformer:
     """The CLIP vision file given, else unCLIP's own tower."""
-    path = plan.files.clip_vision
-    if path is None:
-        tensors, path = plan.parts["vision"], plan.files.checkpoint
-    else:
-        tensors = read_file(weights_in(path) or path).tensors
+    path = plan.files.clip_vision or plan.files.checkpoint
+    tensors = plan.parts["vision"] if plan.files.clip_vision is None else read_file(path).tensors
     ours, config = vision_from(tensors, path)
     return module(lambda: VisionTransformer(config), ours, path)
 
@@ -281,10 +303,15 @@ def load_adapters(plan: Plan, module: Module) -> list[PictureEncoder]:
         PictureEncoder(
             tower,
             module(lambda a=adapter: build_projection(a.config), adapter.projection, path),
-            scales=(plan.files.ip_scale,),
+            scales=scales_of(plan.files.ip_scale, plan.unet),
         )
         for adapter, path in zip(plan.adapters, plan.files.ip_adapters, strict=True)
     ]
+
+
+def scales_of(scale: float | Mapping[str, float], unet: UNetConfig) -> tuple[float, ...]:
+    """One scale for all cross-attentions, or one for each, from the names of blocks (those not named are silent)."""
+    return block_scales(unet, scale) if isinstance(scale, Mapping) else (scale,)
 
 
 def load_unclip(plan: Plan, module: Module) -> list[UnclipEncoder]:
@@ -295,6 +322,8 @@ def load_unclip(plan: Plan, module: Module) -> list[UnclipEncoder]:
     tower = vision_tower(plan, module)
     if plan.files.statistics is not None:
         mean, std = read_statistics(plan.files.statistics)
+    elif "statistics" in plan.parts:
+        mean, std = statistics_of(plan.parts["statistics"], path=plan.files.checkpoint)
     else:
         mean, std = torch.zeros(width), torch.ones(width)
     return [UnclipEncoder(tower, mean=mean, std=std)]

@@ -1,19 +1,22 @@
 """Which public files make a composition: named, or found by content below a folder such as ComfyUI's ``models``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.catalogue.row import LABELS, Kind
-from ..checkpoints.formats import Format, identify_path
+from ..checkpoints.formats import Format, identify_path, weights_in
 from ..checkpoints.search import anything, find, scan
 
 BY_CONTENT = ""
 """An option without a value: the only file of its kind below the folders."""
 
-OPTIONS = ("checkpoint", "motion", "controlnet", "ip_adapter", "clip_vision", "vae", "text_encoder", "lora", "models")
+NAMED = ("checkpoint", "motion", "controlnet", "ip_adapter", "clip_vision", "vae", "text_encoder", "lora", "models")
 """Any of these on the command line means public weights instead of a model of our own."""
+
+BESIDE = ("statistics", "ip_scale", "prediction", "fp8")
+"""These say something of public weights, and nothing without them."""
 
 
 FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2.x"}
@@ -24,7 +27,8 @@ FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2.x"}
 class PublicFiles:
     """The files of one composition. Only the checkpoint is needed; of several files the order is kept.
 
-    ``ip_scale`` says how much a picture counts beside the prompt. ``vae`` is one file, or the two of TAESD.
+    ``ip_scale`` says how much a picture counts beside the prompt: everywhere, or by the names of the U-Net's blocks
+    (models/adapter.py: block_scales). ``vae`` is one file, or the two of TAESD.
     ``statistics`` go with SD-unCLIP L alone.
     """
 
@@ -38,7 +42,28 @@ class PublicFiles:
     depth: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     statistics: Path | None = None
-    ip_scale: float = 1.0
+    ip_scale: float | Mapping[str, float] = 1.0
+
+
+def without_folders(files: PublicFiles) -> PublicFiles:
+    """The same where a folder of diffusers or transformers that holds one network is the weights file in it.
+
+    The checkpoint may be a folder of several, and a depth network's folder says more than its weights.
+    """
+
+    def file(path: Path) -> Path:
+        return weights_in(path) or path
+
+    return replace(
+        files,
+        motion=None if files.motion is None else file(files.motion),
+        controls=tuple(map(file, files.controls)),
+        ip_adapters=tuple(map(file, files.ip_adapters)),
+        clip_vision=None if files.clip_vision is None else file(files.clip_vision),
+        vae=tuple(map(file, files.vae)),
+        text_encoder=None if files.text_encoder is None else file(files.text_encoder),
+        loras=tuple((file(path), weight) for path, weight in files.loras),
+    )
 
 
 def check_kinds(files: PublicFiles) -> None:
@@ -90,7 +115,7 @@ def add_public(command: argparse.ArgumentParser) -> None:
         "--checkpoint", "Stable Diffusion 1.x or 2.x, any finetune, SD2-depth or SD-unCLIP: a file or diffusers folder"
     )
     file("--motion", "AnimateDiff motion module: joins the frames")
-    file("--controlnet", "depth ControlNet or T2I adapter: keeps the structure; may be given again", many=True)
+    file("--controlnet", "ControlNet or T2I adapter for depth (files do not tell what for); may be repeated", many=True)
     file("--ip-adapter", "IP-Adapter: content from --image; may be given again", many=True)
     file("--clip-vision", "the CLIP vision model of the IP-Adapter")
     file("--text-encoder", "CLIP text encoder, where the checkpoint is a bare U-Net")
@@ -99,7 +124,12 @@ def add_public(command: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="merged into the model; may be given again"
     )
     group.add_argument("--statistics", metavar="FILE", help="ViT-L-14_stats.th, for SD-unCLIP L")
-    group.add_argument("--ip-scale", type=float, default=1.0, help="how much the picture counts beside the prompt")
+    group.add_argument(
+        "--ip-scale",
+        type=scale_from,
+        metavar="SCALE",
+        help="how much the picture counts beside the prompt: a number, or by block, up_blocks.1=1,down_blocks.2=0.5",
+    )
     group.add_argument(
         "--models", type=Path, action="append", default=[], metavar="DIR", help="where to look; may be given again"
     )
@@ -113,7 +143,10 @@ def files_from(options: argparse.Namespace, depth: Path | None) -> PublicFiles |
     ``depth`` is the depth network, where it was named. Raises ValueError for a missing file and for several that could
     be meant.
     """
-    if not any(getattr(options, name) not in (None, []) for name in OPTIONS):
+    if not any(getattr(options, name) not in (None, []) for name in NAMED):
+        said = [f"--{name.replace('_', '-')}" for name in BESIDE if getattr(options, name)]
+        if said:
+            raise ValueError(f"{', '.join(said)} is for public weights, and none are given; give --checkpoint too.")
         return None
     folders: Sequence[Path] = options.models
     for folder in folders:
@@ -140,9 +173,9 @@ def files_from(options: argparse.Namespace, depth: Path | None) -> PublicFiles |
         text_encoder=one("clip_text", options.text_encoder, "--text-encoder"),
         vae=tuple(required("vae", name, "--vae") for name in options.vae or ()),
         loras=tuple(lora_from(text, folders) for text in options.lora),
-        statistics=None if options.statistics is None else Path(options.statistics),
+        statistics=one("unclip_statistics", options.statistics, "--statistics"),
         depth=depth,
-        ip_scale=options.ip_scale,
+        ip_scale=1.0 if options.ip_scale is None else options.ip_scale,
     )
     files = depth_for(files, folders)
     return replace(files, clip_vision=clip_vision_for(files, options.clip_vision, folders))
@@ -169,6 +202,16 @@ def depth_for(files: PublicFiles, folders: Sequence[Path]) -> PublicFiles:
     if not any(one.format.kind == "depth" and one.format.supported for one in scan(folders)):
         return files
     return replace(files, depth=find("depth", name=BY_CONTENT, folders=folders, option="--depth").path)
+
+
+def scale_from(text: str) -> float | dict[str, float]:
+    """``0.6``, or ``up_blocks.1=1,down_blocks.2=0.5``."""
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no scale; give 0.6, or up_blocks.1=1") from error
 
 
 def lora_from(text: str, folders: Sequence[Path]) -> tuple[Path, float]:

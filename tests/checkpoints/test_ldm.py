@@ -14,7 +14,7 @@ from torch import Tensor
 from gen1_core.checkpoints.keymap import names, to_theirs
 from gen1_core.checkpoints.ldm import (
     diffusers_table,
-    predictions_of,
+    prediction_of,
     split_checkpoint,
     unet_config_of,
     unet_from,
@@ -125,12 +125,18 @@ def test_the_config_is_read_from_shapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "predictions"),
-    [(SD1, ("eps",)), (SD2, ("eps", "v")), (DEPTH, ("eps",)), (UNCLIP, ("v",))],
-    ids=CONFIGS,
+    ("config", "spread", "prediction"),
+    [(SD1, 0.5, "eps"), (SD2, 0.05, "eps"), (SD2, 0.5, "v"), (DEPTH, 0.5, "eps"), (UNCLIP, 0.05, "v")],
 )
-def test_what_shapes_tell_of_the_prediction(config: UNetConfig, predictions: tuple[str, ...]) -> None:
-    assert predictions_of(config) == predictions
+def test_what_a_u_net_tells_of_its_prediction(config: UNetConfig, spread: float, prediction: str) -> None:
+    """Only SD 2.x at 768 px is told by values: the same bias that ComfyUI looks at, in our names."""
+    last = f"up_blocks.{len(config.block_out_channels) - 1}.attentions.{config.layers_per_block}"
+    name = f"{last}.transformer_blocks.0.norm1.bias"
+    theirs = [row.theirs[0] for row in unet_table(config) if row.ours == (name,)]
+    if config.block_out_channels == FULL_SIZE_2.block_out_channels:
+        assert theirs == ["output_blocks.11.1.transformer_blocks.0.norm1.bias"]
+    bias = torch.linspace(-1, 1, 320) * spread * 3**0.5
+    assert prediction_of({name: bias}, config) == prediction
 
 
 @pytest.mark.parametrize("name", UNETS)

@@ -221,6 +221,9 @@ WRONG: dict[str, tuple[Callable[[Path], PublicFiles], str]] = {
     "adapter on SD2": (lambda m: files(m, "adapter", "vision", checkpoint="sd2"), "or a checkpoint of SD 1.5"),
     "motion on SD2": (lambda m: files(m, "motion", checkpoint="sd2"), "give a motion module made for SD 2.x"),
     "LoRA on SD2": (lambda m: files(m, "lora", checkpoint="sd2"), "a LoRA made for this one"),
+    "two autoencoders": (lambda m: files(m, vae=(m / NAMES["vae"][0],) * 2), "give one, or the two halves"),
+    "half a TAESD": (lambda m: files(m, vae=(m / NAMES["taesd_encoder"][0],)), "give taesd_encoder and taesd_decoder"),
+    "ViT-L beside unCLIP H": (lambda m: files(m, "vit_l", checkpoint="unclip"), "leave --clip-vision out"),
     "motion as checkpoint": (lambda m: files(m, checkpoint="motion"), "give the file of"),
     "checkpoint as control": (lambda m: files(m, controls=(m / NAMES["checkpoint"][0],)), "give the file of"),
 }
@@ -231,6 +234,40 @@ def test_what_does_not_fit_is_refused_before_any_work(models: Path, case: str) -
     make, advice = WRONG[case]
     with pytest.raises(ValueError, match=advice):
         read(make(models))
+
+
+@pytest.mark.parametrize("key", ["logit_scale", "text_projection"])
+def test_keys_of_clips_shared_space_do_no_harm(models: Path, tmp_path: Path, key: str) -> None:
+    tensors = {**fixture(narrowed("sd15_single_file"), small=False), f"cond_stage_model.{key}": torch.ones(1)}
+    tensors["v_pred"] = torch.ones(1)
+    path = write(tmp_path / "finetune.safetensors", tensors)
+    assert read(PublicFiles(checkpoint=path)).composition == "image"
+
+
+def test_a_text_encoder_of_its_own_is_the_one_that_reads(models: Path, tmp_path: Path) -> None:
+    tensors = fixture(narrowed("sd15_diffusers_text_encoder"), small=False, seed=7)
+    path = write(tmp_path / "text_encoder" / "model.safetensors", tensors)
+    (tmp_path / "text_encoder" / "config.json").write_text("{}", encoding="utf-8")
+    own, other = (read(files(models, **more)) for more in ({}, {"text_encoder": path.parent}))
+    names = [key for key in own.parts["text"] if "ln_final" in key]
+    assert names and not torch.equal(own.parts["text"][names[0]], other.parts["text"][names[0]])
+    with pytest.raises(ValueError, match="of its own family"):
+        read(files(models, checkpoint="sd2", text_encoder=path))
+
+
+def test_folders_of_one_network_are_taken_as_its_file(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "image_encoder"
+    folder.mkdir()
+    shutil.copy(models / NAMES["vision"][0], folder / "model.safetensors")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    plan = read(files(models, "adapter", clip_vision=folder))
+    assert plan.files.clip_vision == folder / "model.safetensors"
+
+
+def test_block_scales_go_to_their_blocks(models: Path) -> None:
+    gen1 = compose(read(files(models, "adapter", "vision", ip_scale={"up_blocks.1": 1.0})))
+    scales = describe(gen1, prompt="gold", image=PICTURE).pictures[0].scales
+    assert len(scales) == 16 and sum(scales) == 3
 
 
 def test_what_is_predicted_is_the_familys_unless_told(models: Path) -> None:
@@ -249,8 +286,11 @@ def test_the_command_finds_files_by_name_and_by_content(models: Path, tmp_path: 
     command = ["edit", str(DEMO_CLIP), "-o", str(video), "--end", "0.1", "--size", "64", "--device", "cpu"]
     command += ["--prompt", "an oil painting", "--negative", "blurry", "--steps", "1", "--models", str(tree)]
     command += ["--motion", "--controlnet", "--ip-adapter", "--image", str(DEMO_CLIP), "--lora", "style:0.5"]
-    assert main(command) == 0 and video.stat().st_size > 0
+    assert main([*command, "--dtype", "keep", "--ip-scale", "0.8"]) == 0 and video.stat().st_size > 0
     assert "give --depth" in caplog.text
+    write(tree / "depthanything" / "vits.pth", fixture("depth_anything_v2_vits", small=False))
+    caplog.clear()
+    assert main([*command, "--depth", "vits.pth", "--max-size", "64"]) == 0 and "give --depth" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -261,6 +301,10 @@ def test_the_command_finds_files_by_name_and_by_content(models: Path, tmp_path: 
         (["--vae"], "expected at least one argument"),
         (["--lora", "sytle"], "style.safetensors"),
         (["--ip-adapter"], "name it with --ip-adapter"),
+        (["--image", str(DEMO_CLIP)], "(--ip-adapter, --clip-vision)"),
+        (["--motion", "v3.ckpt", "--window", "64"], "or 0 for that many"),
+        (["--depth", "v2_vits.pth"], "Give --depth"),
+        (["--ip-scale", "up_blocks"], "give 0.6"),
     ],
 )
 def test_the_command_names_what_is_missing(models: Path, tmp_path: Path, capsys, more: list[str], advice: str) -> None:
@@ -302,6 +346,8 @@ def test_inflate_writes_a_u_net_that_says_how_to_train_it(models: Path, tmp_path
     file = read_file(output)
     config = config_from_plain(UNetConfig, file.metadata["config"])
     assert config.motion is not None and json.loads(file.metadata["diffusion"])["schedule"]["betas"] == "linear"
+    assert main([*command[:3], str(models / NAMES["motion"][0]), "--motion", str(models / NAMES["motion"][0])]) == 2
+    assert "another name" in capsys.readouterr().err
     assert main(["inflate", str(models / NAMES["lora"][0]), "-o", str(output)]) == 2
     assert "give the file of" in capsys.readouterr().err and read_file(output).kind == "unet"
 
