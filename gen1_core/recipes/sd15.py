@@ -257,9 +257,7 @@ def require_vision(
         )
 
 
-def text_of(
-    files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig
-) -> tuple[dict[str, Tensor], CLIPConfig]:
+def text_of(files: PublicFiles, parts: Mapping[str, Tensors], unet: UNetConfig) -> tuple[dict[str, Tensor], CLIPConfig]:
     """The text encoder under our names: the file given for it, else the checkpoint's own."""
     path = files.text_encoder or files.checkpoint
     given = parts["text"] if files.text_encoder is None else read_file(path).tensors
