@@ -10,3 +10,7 @@ except ModuleNotFoundError:
     pass
 else:
     from .nodes import comfy_entrypoint  # noqa: F401
+
+    # Help pages of the nodes. Named here and not in pyproject.toml, which ComfyUI would serve under the project's name
+    # while its canvas asks for the folder's.
+    WEB_DIRECTORY = "web"

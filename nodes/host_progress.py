@@ -1,0 +1,108 @@
+"""Part of the adapter: gen1_core's ``OnStep`` as a bar, a preview and the place where cancel takes effect."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import io
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..gen1_core.tensors import Bytes, Latents, to_bytes
+
+UNITS = 1000
+SHARES = {"sample": 6}
+"""How long a stage usually takes beside the others, which count once."""
+
+SHOWN_FRAMES = 4
+EVERY_S = 0.2
+"""A preview is a picture over the network: no more than five a second."""
+
+
+class Progress:
+    """An ``OnStep`` for one node: ``Progress("depth", "sample", "decode")`` shows one bar over all its stages.
+
+    A stage that it does not know only looks for cancel.
+    """
+
+    def __init__(self, *stages: str):
+        shares = [UNITS * SHARES.get(stage, 1) for stage in stages]
+        self._begins = {stage: sum(shares[:place]) for place, stage in enumerate(stages)}
+        self._shares = dict(zip(stages, shares, strict=True))
+        self._total = sum(shares) or UNITS
+        self._bar = comfy.utils.ProgressBar(self._total)
+        self._preview: tuple[str, Image.Image, int] | None = None
+        self._shown_at = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Moves the bar; raises ComfyUI's interruption where the user cancelled."""
+        check_cancel()
+        if stage in self._begins:
+            value = self._begins[stage] + round(self._shares[stage] * done / max(total, 1))
+            preview, self._preview = self._preview, None
+            self._bar.update_absolute(value, self._total, preview)
+
+    def show(self, frames: Bytes) -> None:
+        """Several of these frames beside one another as the preview of the next step."""
+        if not len(frames) or time.monotonic() - self._shown_at < EVERY_S:
+            return
+        self._shown_at = time.monotonic()
+        self._preview = ("JPEG", sheet(frames), args.preview_size)
+
+    def show_latents(self, latents: Latents, latent_format: Any) -> None:
+        """Latents ``[1 c f h w]`` in the U-Net's scale as such a preview, by the format's linear colours."""
+        if latent_format.latent_rgb_factors is None or time.monotonic() - self._shown_at < EVERY_S:
+            return
+        by_frame = rearrange(latents[:, :, places(latents.shape[2])], "1 c f h w -> f c h w").float().cpu()
+        factors = torch.tensor(latent_format.latent_rgb_factors)
+        bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0] * 3)
+        colours = torch.einsum("fchw,ck->fkhw", by_frame, factors) + bias[:, None, None]
+        self.show(to_bytes(F.interpolate((colours + 1) / 2, scale_factor=8, mode="bilinear")))
+
+
+def on_step(*stages: str) -> Progress:
+    """Progress for a node with these stages in their order (depth, encode, structure, sample, decode, write, ...)."""
+    return Progress(*stages)
+
+
+def check_cancel() -> None:
+    """Raises ComfyUI's interruption where the user cancelled; for loops without a bar."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def ticking(chunks: Iterable[Bytes], progress: Progress, stage: str, *, frames: int) -> Iterator[Bytes]:
+    """The same chunks, counted, cancellable and shown as they pass."""
+    done = 0
+    for chunk in chunks:
+        done += len(chunk)
+        progress.show(chunk)
+        progress(stage, done, frames)
+        yield chunk
+
+
+def say(node: type[io.ComfyNode], text: str) -> None:
+    """A line of text on the node itself; its schema needs ``hidden=[io.Hidden.unique_id]``."""
+    if node.hidden is not None and node.hidden.unique_id is not None:
+        from server import PromptServer  # there is none where the nodes run without a server
+
+        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+
+
+def places(frames: int) -> list[int]:
+    """Some frames from the first to the last."""
+    count = min(frames, SHOWN_FRAMES)
+    return [round(k * (frames - 1) / max(count - 1, 1)) for k in range(count)]
+
+
+def sheet(frames: Tensor) -> Image.Image:
+    """Up to four frames, two in a row, as one picture."""
+    shown = frames[places(len(frames))].cpu()
+    columns = 1 if len(shown) == 1 else 2
+    shown = torch.cat([shown, torch.zeros_like(shown[: -len(shown) % columns])])
+    return Image.fromarray(rearrange(shown, "(r k) c h w -> (r h) (k w) c", k=columns).contiguous().numpy())
