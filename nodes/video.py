@@ -1,6 +1,7 @@
 """Videos in and out: the chosen frames of a clip as a stream, and a file that keeps rate, times, sound and workflow."""
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..gen1_core.presets import DEMO_CLIP
+from ..gen1_core.tensors import Bytes
 from ..gen1_core.video.clip import Clip
 from ..gen1_core.video.timing import ReadOptions
 from . import host
@@ -241,7 +243,7 @@ class SaveVideo(io.ComfyNode):
             host.copy_file(same, file.path, host.metadata(cls))
         else:
             source = source if audio is None else host.with_sound(source, audio)
-            chunks = host.ticking(clip, host.on_step("write"), "write", frames=clip.num_frames)
+            chunks = counted(clip, host.on_step("write"))
             for note in host.write(file.path, chunks, source, metadata=host.metadata(cls), crf=crf):
                 host.say(cls, note)
         return io.NodeOutput(host.video_of(file.path), ui=file.ui)
@@ -263,3 +265,12 @@ def source_of(images: Tensor | None, video: Any, *, frame_rate: float) -> host.S
     given, clip = host.source_of_video(video), host.clip_of(images)
     same = given.clip.num_frames == clip.num_frames
     return replace(given, clip=clip, time_stamps=given.time_stamps if same else None)
+
+
+def counted(clip: Clip, progress: host.Progress) -> Iterator[Bytes]:
+    """The clip's chunks with a bar, and no preview: it would stay on the node in place of the video."""
+    done = 0
+    for chunk in clip:
+        done += len(chunk)
+        progress("write", done, clip.num_frames)
+        yield chunk

@@ -334,6 +334,7 @@ def pack(comfyui: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) ->
             from comfy.cli_args import args
 
             args.cpu, args.base_directory = True, str(base)
+            import comfy.samplers  # noqa: F401
             import comfy.sd  # noqa: F401
             import comfy_api.latest  # noqa: F401
         except ModuleNotFoundError as error:

@@ -654,9 +654,12 @@ def test_an_area_has_its_own_depth(public) -> None:
     cut = public.its.model.ClipCond(told).process_cond(batch_size=FRAMES, area=[4, 6, 2, 3]).cond
     assert cut.size == (FRAMES, 4, 6)
     assert torch.equal(cut.shown.hints[0].image, told.shown.hints[0].image[..., 16:48, 24:72])
-    half = [[tokens, {**said, "area": (4, WIDTH, 0, 0), "strength": 2.0}] for tokens, said in public.conds[0]]
-    found = stock(public, (public.conds[0] + half, public.conds[1]))
-    assert torch.isfinite(found).all() and relative_error(found, stock(public)) < 0.2
+    before = stock(public)
+    positive, negative = public.conds
+    whole, half = ([[tokens, {**said, "area": (h, WIDTH, 0, 0)}] for tokens, said in positive] for h in (HEIGHT, 4))
+    assert relative_error(stock(public, (whole, negative)), before) < SAME
+    found = stock(public, (positive + half, negative))
+    assert torch.isfinite(found).all() and relative_error(found, before) > 0.01
 
 
 def test_memory_is_asked_for_a_window_only(public) -> None:
