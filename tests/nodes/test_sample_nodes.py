@@ -118,14 +118,19 @@ def noise_of(model: Any, *, frames: int, like: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-def test_parts_give_the_bytes_of_edit(run, wires, loaded, gen1, source):
-    """Depth Structure, Content from Text, Sampler and Decode: every byte of gen1_core.edit, at an odd size."""
+def test_parts_give_what_edit_gives(run, wires, loaded, gen1, source, record_property):
+    """Depth Structure, Content from Text, Sampler and Decode at an odd size: gen1_core.edit, up to one level of a byte.
+
+    LATENT has another scale than the network, and the way there and back rounds.
+    """
     latent = run("Sampler", **wires, **{**VALUES, "seed": 5, "temporal_scale": 1.3})[0]
     frames = run("Decode", latent=latent, vae=loaded[1], image=as_image(source))[0]
     options = replace(gen1.defaults, passes=1, steps=2, seed=5, temporal_scale=1.3)
     wanted = torch.cat(list(edit(gen1, MemoryClip(source), describe(gen1, prompt=SNOW), options)))
     assert frames.shape == (4, 119, 133, 3)
-    assert torch.equal(to_bytes(rearrange(frames, "f h w c -> f c h w")), wanted)
+    apart = (to_bytes(rearrange(frames, "f h w c -> f c h w")).int() - wanted.int()).abs()
+    record_property("bytes_that_differ", (apart > 0).float().mean().item())
+    assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
 
 
 def test_encode_is_that_of_the_library(run, loaded, gen1, source):
