@@ -78,7 +78,7 @@ def latents(server: Any, name: str) -> Tensor:
 @pytest.fixture(scope="module")
 def lora(server) -> str:
     """Kohya's names; the width is that of the embedded model's lowest level."""
-    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
     generator = torch.Generator().manual_seed(0)
     folder = Path(server.base, "models", "loras")
     folder.mkdir(parents=True, exist_ok=True)
