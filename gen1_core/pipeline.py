@@ -21,7 +21,7 @@ from torch import Tensor
 from .conditioning import condition_of, during, muted, network, without_structure
 from .content.describe import Describer
 from .content.encoder import Content
-from .diffusion.guidance import guided, masked
+from .diffusion.guidance import guided, masked, watched
 from .diffusion.noise import FrameNoise
 from .diffusion.prediction import as_denoiser
 from .diffusion.samplers import SAMPLERS
@@ -31,7 +31,7 @@ from .editing import DEFAULT_MASK, MaskOptions, check_mask, keep_background
 from .frames import decode, encode_source, read_depth, read_latent_mask, require_finite, size_for
 from .gen1 import EditOptions, Gen1
 from .structure.estimator import Structure
-from .tensors import Bytes, Depth, Images, Latents, OnStep, ignore_progress
+from .tensors import Bytes, Depth, Images, Latents, OnLatents, OnStep, ignore_progress
 from .video.clip import Clip
 
 logger = logging.getLogger(__name__)
@@ -80,13 +80,15 @@ def edit(
     mask: Clip | None = None,
     mask_options: MaskOptions = DEFAULT_MASK,
     on_step: OnStep = ignore_progress,
+    on_latents: OnLatents | None = None,
 ) -> Iterator[Bytes]:
     """Restyle a clip: yields exactly its frames, at its size, in chunks of bytes.
 
     ``content`` comes from ``describe``; ``options`` left out means the model's own defaults, ``depth`` left out means
     that it is estimated here (``read_depth`` gives one to use for several edits). Where a mask is given (white edits),
     the rest of the picture is the source's own bytes. ``on_step(stage, done, total)`` reports progress and may raise
-    to cancel. All input is checked, and all latents are made, before the first frame comes out.
+    to cancel, ``on_latents`` sees what each step takes for the clean latents. All input is checked, and all latents
+    are made, before the first frame comes out.
 
     Raises ValueError for a clip without frames or too small, and where the network returns NaN.
     """
@@ -103,7 +105,10 @@ def edit(
     source = encode_source(gen1, clip, chunk=options.chunk, on_step=on_step) if needs_source else None
     keep = read_latent_mask(mask, clip, size, mask_options, chunk=options.chunk) if mask is not None else None
 
-    latents = generate(gen1, options.structure(depth), content, options, source=source, mask=keep, on_step=on_step)
+    structure = options.structure(depth)
+    latents = generate(
+        gen1, structure, content, options, source=source, mask=keep, on_step=on_step, on_latents=on_latents
+    )
     frames = decode(gen1, latents, clip, chunk=options.chunk, on_step=on_step)
     return frames if mask is None else keep_background(frames, clip, mask, mask_options, length=options.chunk)
 
@@ -119,12 +124,14 @@ def generate(
     source: Latents | None = None,
     mask: Tensor | None = None,
     on_step: OnStep = ignore_progress,
+    on_latents: OnLatents | None = None,
 ) -> Latents:
     """The diffusion loop of section 3: from the noise of every frame to clean latents ``[1 c f h w]``.
 
     ``hints`` are structures for the control networks, one each, where they look at different things; without them all
     look at ``structure``. ``source`` (clean latents of the clip) is needed for ``strength`` below 1 and for a ``mask``
-    ``[1 1 f h w]``. Raises ValueError where it is missing, and where the network returns NaN.
+    ``[1 1 f h w]``. ``on_latents`` sees the clean estimate of every call of the denoiser. Raises ValueError where it is
+    missing, and where the network returns NaN.
     """
     device = gen1.device
     if source is None and (mask is not None or options.strength < 1):
@@ -149,6 +156,8 @@ def generate(
         denoise = during(denoise, hint, sigmas, without=partial(muted, index=index))
     if mask is not None and source is not None:
         denoise = masked(denoise, known=source.to(device), mask=mask.to(device))
+    if on_latents is not None:
+        denoise = watched(denoise, on_latents)
 
     total = len(sigmas) - 1
     on_step("sample", 0, total)

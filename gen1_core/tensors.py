@@ -28,6 +28,10 @@ OnStep = Callable[[str, int, int], None]
 """Progress: stage name, steps done, steps in all. May raise to cancel; nothing is caught."""
 
 
+OnLatents = Callable[[Latents], None]
+"""A look at the clean estimate ``[1 c f h w]`` of a step, in the U-Net's scale: for previews; not to be changed."""
+
+
 def ignore_progress(stage: str, done: int, total: int) -> None:
     """The OnStep that does nothing."""
 

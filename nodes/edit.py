@@ -130,6 +130,7 @@ class EditVideo(io.ComfyNode):
                 mask=None if mask is None else host.mask_clip(mask),
                 mask_options=AS_GIVEN,
                 on_step=on_step,
+                on_latents=progress.previewing(gen1.autoencoder),
             )
         path = host.temp_path(".mp4")
         host.write(path, host.ticking(frames, progress, "write", frames=source.clip.num_frames), source)

@@ -25,6 +25,7 @@ from ..gen1_core.diffusion.windows import blend_weights, plan
 from ..gen1_core.gen1 import Gen1, compute_dtype
 from ..gen1_core.models.control import control_residuals
 from .host_networks import attach, device
+from .host_progress import several_frames
 from .host_sampling import LatentFormat, sampling_of, settings_of
 from .renamed import core_config, renamed
 from .residuals import added, in_window, residuals_of
@@ -215,6 +216,7 @@ def patcher_of(gen1: Gen1) -> Any:
     # Newer versions of the core exchange this class at their start.
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = kind(model, load_device=device(), offload_device=comfy.model_management.unet_offload_device())
+    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, several_frames(model.latent_format))
     # With this U-Net only, or the weights would stay in memory twice once they have been moved.
     attach(patcher, replace(gen1, unet=model.diffusion_model))
     return patcher

@@ -1,20 +1,23 @@
 """Part of the adapter: gen1_core's ``OnStep`` as a bar, a preview and the place where cancel takes effect."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
-from comfy.cli_args import args
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gen1_core.tensors import Bytes, Latents, to_bytes
+from ..gen1_core.models.autoencoder import FrameCodec
+from ..gen1_core.structure.feeds import PIXELS_PER_LATENT
+from ..gen1_core.tensors import Bytes, Latents, OnLatents, to_bytes
+from .host_sampling import LatentFormat
 
 UNITS = 1000
 SHARES = {"sample": 6}
@@ -55,15 +58,47 @@ class Progress:
         self._shown_at = time.monotonic()
         self._preview = ("JPEG", sheet(frames), args.preview_size)
 
-    def show_latents(self, latents: Latents, latent_format: Any) -> None:
-        """Latents ``[1 c f h w]`` in the U-Net's scale as such a preview, by the format's linear colours."""
-        if latent_format.latent_rgb_factors is None or time.monotonic() - self._shown_at < EVERY_S:
-            return
-        by_frame = rearrange(latents[:, :, places(latents.shape[2])], "1 c f h w -> f c h w").float().cpu()
-        factors = torch.tensor(latent_format.latent_rgb_factors)
-        bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0] * 3)
-        colours = torch.einsum("fchw,ck->fkhw", by_frame, factors) + bias[:, None, None]
-        self.show(to_bytes(F.interpolate((colours + 1) / 2, scale_factor=8, mode="bilinear")))
+    def previewing(self, codec: FrameCodec) -> OnLatents:
+        """Shows latents ``[1 c f h w]`` in the U-Net's scale as such a preview."""
+        known = LatentFormat(codec)
+
+        def show(latents: Latents) -> None:
+            if time.monotonic() - self._shown_at >= EVERY_S:
+                self.show(coloured(latents, known))
+
+        return show
+
+
+def several_frames(latent_format: LatentFormat) -> Callable[..., Tensor]:
+    """A wrapper (OUTER_SAMPLE) for any of the core's samplers: its previews show several frames, not the first alone.
+
+    Only where previews are on, which is ComfyUI's setting.
+    """
+
+    def sample_shown(
+        sample: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, mask: Any, callback: Any, *rest: Any
+    ) -> Tensor:
+        if args.preview_method == LatentPreviewMethod.NoPreviews:
+            return sample(noise, latent, sampler, sigmas, mask, callback, *rest)
+        bar = comfy.utils.ProgressBar(len(sigmas) - 1)
+
+        def seen(step: int, clean: Tensor, noisy: Tensor, total: int) -> None:
+            if callback is not None:
+                callback(step, clean, noisy, total)
+            frames = coloured(rearrange(clean, "f c h w -> 1 c f h w"), latent_format)
+            bar.update_absolute(step + 1, total, ("JPEG", sheet(frames), args.preview_size))
+
+        return sample(noise, latent, sampler, sigmas, mask, seen, *rest)
+
+    return sample_shown
+
+
+def coloured(latents: Latents, latent_format: LatentFormat) -> Bytes:
+    """Some frames of latents in the U-Net's scale as pictures, by the format's linear colours."""
+    by_frame = rearrange(latents[:, :, places(latents.shape[2])], "1 c f h w -> f c h w").float().cpu()
+    factors, constant = (torch.tensor(part) for part in latent_format.colours)
+    colours = torch.einsum("fchw,ck->fkhw", by_frame, factors) + constant[:, None, None]
+    return to_bytes(F.interpolate((colours + 1) / 2, scale_factor=PIXELS_PER_LATENT, mode="bilinear"))
 
 
 def on_step(*stages: str) -> Progress:

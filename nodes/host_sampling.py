@@ -20,15 +20,19 @@ BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 
 class LatentFormat(comfy.latent_formats.SD15):
-    """LATENT as the core's VAE gives it <-> latents as the U-Net wants them, and colours for the preview."""
+    """LATENT as the core's VAE gives it <-> latents as the U-Net wants them.
+
+    The core would show the first of a batch as the sampler's preview, a clip here: it is given no colours, and the
+    model shows several frames by ``colours``, factors of the four channels and a constant.
+    """
 
     def __init__(self, codec: Any):
         scale, _ = latent_scale(codec)
         super().__init__(scale)
         self.codec = codec
-        if scale != SD_SCALE:
-            self.latent_rgb_factors, self.latent_rgb_factors_bias = preview_colours(codec)
-            self.taesd_decoder_name = None
+        own = scale != SD_SCALE
+        self.colours = preview_colours(codec) if own else (self.latent_rgb_factors, [0.0] * 3)
+        self.latent_rgb_factors = self.latent_rgb_factors_bias = self.taesd_decoder_name = None
 
     def process_in(self, latent: Tensor) -> Tensor:
         """LATENT to the network's latents."""

@@ -206,10 +206,14 @@ class Sampler(io.ComfyNode):
                 "wire Gen-1 Encode to source, or set strength to 1."
             )
         mask = None if source is None else mask_of(source, like=known)
-        on_step = keeping(model, host.on_step("structure", "sample"), shape=structure.depth.shape[2:])
+        progress = host.on_step("structure", "sample")
+        seen: dict[str, Any] = {
+            "on_step": keeping(model, progress, shape=structure.depth.shape[2:]),
+            "on_latents": progress.previewing(gen1.autoencoder),
+        }
         gen1 = host.ready(model)
         with cancellable(gen1.unet):
-            latents = generate(gen1, structure, content, options, source=known, mask=mask, on_step=on_step)
+            latents = generate(gen1, structure, content, options, source=known, mask=mask, **seen)
         return io.NodeOutput(host.latent_of(latents, gen1.autoencoder))
 
 

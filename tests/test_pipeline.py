@@ -158,6 +158,18 @@ def test_progress_counts_every_stage_and_cancel_stops_at_once(gen1):
         result(gen1, moving_square(), on_step=cancel)
 
 
+def test_the_clean_estimate_is_seen_at_every_step_and_the_last_is_the_result(gen1):
+    """With euler, which asks once a step and ends on the estimate; the look changes nothing."""
+    seen = []
+    clip, content = moving_square(), describe(gen1, prompt="gold")
+    options = replace(gen1.defaults, sampler="euler", steps=3)
+    frames = torch.cat(list(edit(gen1, clip, content, options, on_latents=lambda clean: seen.append(clean.clone()))))
+    assert len(seen) == 3
+    assert torch.equal(torch.cat(list(decode(gen1, seen[-1], clip))), frames)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(frames, torch.cat(list(edit(gen1, clip, content, options))))
+
+
 def test_depth_is_one_range_per_clip_and_near_is_white(gen1):
     clip = moving_square()
     depth, depth_range = read_depth(gen1, clip)

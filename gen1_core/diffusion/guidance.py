@@ -1,7 +1,7 @@
-"""What stands between the network and the sampler: guidance (Eq. 8), a mask, a range of steps with structure.
+"""What stands between the network and the sampler: guidance (Eq. 8), a mask, a range of steps with structure, a look.
 
 Each function takes a Denoiser and returns one. From the inside out: network, windows, guidance, structure
-range, mask.
+range, mask, look.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from ..tensors import Latents
+from ..tensors import Latents, OnLatents
 from .condition import Condition, Denoiser
 
 
@@ -58,6 +58,18 @@ def masked(denoise: Denoiser, known: Latents, mask: Float[Tensor, "b 1 f h w"]) 
         return [mask * clean + (1 - mask) * known for clean in denoise(x, sigma, conditions)]
 
     return denoise_masked
+
+
+def watched(denoise: Denoiser, look: OnLatents) -> Denoiser:
+    """The same denoiser; ``look`` sees each clean estimate as it comes, for a preview."""
+
+    def denoise_watched(x: Latents, sigma: float, conditions: Sequence[Condition]) -> list[Latents]:
+        estimates = denoise(x, sigma, conditions)
+        for clean in estimates:
+            look(clean)
+        return estimates
+
+    return denoise_watched
 
 
 def structure_between(
