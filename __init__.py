@@ -4,10 +4,17 @@ ComfyUI imports this file by its path. Anywhere else (a test run, an editor) the
 importing this file does nothing. The nodes are imported in the else branch, so that our errors show.
 """
 
+import sys
+
 try:
-    import comfy_api  # noqa: F401
-except ModuleNotFoundError:
-    pass
+    import comfy_api.latest  # noqa: F401
+except ModuleNotFoundError as error:
+    # A ComfyUI too old for it prints this; of a pack without nodes it would only say that it has none.
+    if "folder_paths" in sys.modules:
+        raise ImportError(
+            f"this ComfyUI has not the interface that the Gen-1 nodes are written for ({error}), so they cannot be "
+            "loaded; update ComfyUI to 0.3.64 or newer."
+        ) from error
 else:
     from .nodes import comfy_entrypoint  # noqa: F401
 

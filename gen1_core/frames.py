@@ -34,9 +34,10 @@ def read_depth(
     """Depth of every frame, estimated on the source's pixels, then brought to the working size.
 
     It is scaled to 0..1 by one range for the whole clip, which comes back with it: one range per frame would flicker.
+    Until that is known all of it waits on the CPU, where there is room.
     """
     size = size_for(gen1, clip)
-    raw, done = torch.empty(clip.num_frames, 1, size.height, size.width, device=gen1.device), 0
+    raw, done = torch.empty(clip.num_frames, 1, size.height, size.width), 0
     for frames in clip:
         for part in frames.split(chunk):
             estimate = gen1.depth(to_float(part.to(gen1.device)))
@@ -45,8 +46,11 @@ def read_depth(
             done += len(part)
             on_step("depth", done, clip.num_frames)
     depth_range = range_of(raw)
-    scaled = pad(scale_depth(raw, depth_range), width=size.padded_width, height=size.padded_height)
-    return rearrange(scaled, "f 1 h w -> 1 1 f h w"), depth_range
+    depth = torch.empty(clip.num_frames, 1, size.padded_height, size.padded_width, device=gen1.device)
+    for part, scaled in zip(raw.split(chunk), depth.split(chunk), strict=True):
+        estimate = scale_depth(part.to(gen1.device), depth_range)
+        scaled[:] = pad(estimate, width=size.padded_width, height=size.padded_height)
+    return rearrange(depth, "f 1 h w -> 1 1 f h w"), depth_range
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host
 from .content import BlendContent, ContentFromImage, ContentFromText, ScheduleContent
 from .edit import Compare, EditMask, EditVideo, Metrics
-from .load import LoadDepth, LoadModel, LoadPublic
+from .load import LoadDepth, LoadLora, LoadModel, LoadPublic
 from .sample import Condition, Decode, Encode, Guider, Sampler
 from .structure import DepthStructure, StructureFromImage
 from .video import LoadVideo, SaveVideo
@@ -20,6 +20,7 @@ class Gen1Extension(ComfyExtension):
             LoadModel,
             LoadPublic,
             LoadDepth,
+            LoadLora,
             LoadVideo,
             SaveVideo,
             DepthStructure,

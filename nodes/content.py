@@ -1,5 +1,8 @@
 """Content of an edit: what it shall look like, from a text or from pictures, mixed or passing over the frames."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,7 +17,41 @@ from .pictures import from_frames, from_vision
 
 ENCODER_TOOLTIP = "From a Gen-1 loader: what reads texts and pictures for this model."
 NEGATIVE_TOOLTIP = "What guidance moves away from, in words; nothing if empty. Counts where content_scale is above 1."
+MOST_FRAMES = 1_000_000
 CONTENT_TOOLTIP = "What the edit shall look like: for Gen-1 Condition or Gen-1 Sampler, or to blend with another."
+
+
+IN_NODES = {
+    "or make a content of each and mix them with blend()": "switch per_frame on for one in each frame, or make a "
+    "content of each and mix them with Gen-1 Blend Content",
+    "add an IP-Adapter with its CLIP vision file (--ip-adapter, --clip-vision), take": "choose an ip_adapter and its "
+    "clip_vision in Gen-1 Load Public Weights, take there",
+}
+"""What the library advises, in words of the nodes."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """A content that is made when the clip's number of frames is known: see ``settled``."""
+
+    make: Callable[[int], Content]
+
+
+def settled(content: Content | Later, frames: int) -> Content:
+    """The content of a clip of so many frames. Raises ValueError where a schedule does not lie in it."""
+    return content.make(frames) if isinstance(content, Later) else content
+
+
+@contextmanager
+def in_words_of_the_nodes() -> Iterator[None]:
+    """Errors of the library say there what to do in ComfyUI."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for advice, here in IN_NODES.items():
+            said = said.replace(advice, here)
+        raise ValueError(said) from error
 
 
 class ContentFromText(io.ComfyNode):
@@ -55,9 +92,13 @@ class ContentFromText(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str = "?") -> bool | str:
-        """Before anything runs: whether there are words."""
-        return bool(prompt.strip()) or "the prompt is empty, so it describes no look; say what the clip should show."
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        """Before anything runs: whether there are words; of a prompt that is wired nothing is known yet (None)."""
+        return (
+            prompt is None
+            or bool(prompt.strip())
+            or "the prompt is empty, so it describes no look; say what the clip should show."
+        )
 
     @classmethod
     def execute(cls, encoder: host.ContentReader, prompt: str, negative: str, seed: int) -> io.NodeOutput:
@@ -136,17 +177,16 @@ class ContentFromImage(io.ComfyNode):
     ) -> io.NodeOutput:
         """One of the three ways that a picture is read."""
         words = {"prompt": prompt.strip() or None, "negative": negative, "seed": seed}
-        if image is not None and clip_vision is None:
-            images = host.images_of(image)
-            content = from_frames(encoder, images, **words) if per_frame else encoder(image=images, **words)
-        elif clip_vision is not None and image is None:
-            content = from_vision(encoder, clip_vision, per_frame=per_frame, **words)
-        else:
+        if (image is None) == (clip_vision is None):
             raise ValueError(
                 f"{'neither image nor clip_vision is' if image is None else 'both image and clip_vision are'} wired, "
                 "but the content comes from exactly one of them; wire a picture into image."
             )
-        return io.NodeOutput(content)
+        with in_words_of_the_nodes():
+            if image is None:
+                return io.NodeOutput(from_vision(encoder, clip_vision, per_frame=per_frame, **words))
+            images = host.images_of(image)
+            return io.NodeOutput(from_frames(encoder, images, **words) if per_frame else encoder(image=images, **words))
 
 
 class BlendContent(io.ComfyNode):
@@ -179,9 +219,13 @@ class BlendContent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, a: Content, b: Content, weight: float) -> io.NodeOutput:
-        """The mean."""
-        return io.NodeOutput(blend([a, b], [1 - weight, weight]))
+    def execute(cls, a: Content | Later, b: Content | Later, weight: float) -> io.NodeOutput:
+        """The mean; of a schedule for the clip's frames, once they are known."""
+
+        def mean(frames: int) -> Content:
+            return blend([settled(a, frames), settled(b, frames)], [1 - weight, weight])
+
+        return io.NodeOutput(Later(mean) if isinstance(a, Later) or isinstance(b, Later) else mean(1))
 
 
 class ScheduleContent(io.ComfyNode):
@@ -214,10 +258,11 @@ class ScheduleContent(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames",
-                    default=16,
-                    min=2,
+                    default=0,
+                    min=0,
                     max=MOST_FRAMES,
-                    tooltip="As many as the clip has: wire frame_count of Gen-1 Load Video. One look is made for each.",
+                    tooltip="How many looks are made, one for each frame: as many as the clip has. 0 is the clip's own "
+                    "number, which Condition and Sampler know.",
                 ),
             ],
             outputs=[host.Content.Output("content", tooltip=CONTENT_TOOLTIP)],
@@ -232,20 +277,35 @@ class ScheduleContent(io.ComfyNode):
         return in_order(first_frame, last_frame, frames)
 
     @classmethod
-    def execute(cls, a: Content, b: Content, first_frame: int, last_frame: int, frames: int) -> io.NodeOutput:
-        """Content for each frame."""
-        problem = in_order(first_frame, last_frame, frames)
-        if isinstance(problem, str):
-            raise ValueError(problem)
-        return io.NodeOutput(fade({first_frame: a, last_frame: b}, frames=frames))
+    def execute(
+        cls, a: Content | Later, b: Content | Later, first_frame: int, last_frame: int, frames: int
+    ) -> io.NodeOutput:
+        """Content for each frame, at once where their number is given."""
+
+        def passage(count: int) -> Content:
+            require_order(first_frame, last_frame, count)
+            return fade({first_frame: settled(a, count), last_frame: settled(b, count)}, frames=count)
+
+        require_order(first_frame, last_frame, frames)
+
+        return io.NodeOutput(passage(frames) if frames else Later(passage))
 
 
-MOST_FRAMES = 1_000_000
+def require_order(first_frame: int, last_frame: int, frames: int) -> None:
+    """Raises ValueError as ``in_order`` says."""
+    problem = in_order(first_frame, last_frame, frames)
+    if isinstance(problem, str):
+        raise ValueError(problem)
 
 
 def in_order(first_frame: int | None, last_frame: int | None, frames: int | None) -> bool | str:
-    """Whether 0 <= first < last < frames, or what to do; of what is wired nothing is known yet (None)."""
+    """Whether 0 <= first < last < frames, or what to do; of None (wired) and of 0 frames nothing is known yet."""
+    numbers = [each if isinstance(each, int) else None for each in (first_frame, last_frame, frames)]
+    first_frame, last_frame, frames = numbers  # what is no number is refused by ComfyUI itself
     first, last = first_frame or 0, last_frame
+    frames = None if frames == 0 else frames
+    if max(each or 0 for each in numbers) > MOST_FRAMES:  # ComfyUI leaves what is judged here to us alone
+        return f"frame {max(each or 0 for each in numbers)} is beyond any clip; give {MOST_FRAMES} at most."
     if first < 0 or (last is not None and first >= last):
         return (
             f"first_frame={first_frame} is not before last_frame={last_frame}, so nothing can pass from a to b; "
@@ -254,6 +314,7 @@ def in_order(first_frame: int | None, last_frame: int | None, frames: int | None
     if frames is not None and max(first, last or 0) >= frames:
         return (
             f"frames {first} to {last if last is not None else '?'} do not lie in a clip of {frames} frames, which "
-            f"ends with frame {frames - 1}; give smaller ones, or the clip's frame_count as frames."
+            f"ends with frame {frames - 1}; give smaller ones, or "
+            "the clip's frame_count as frames (0 takes it by itself)."
         )
     return True

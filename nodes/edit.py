@@ -23,13 +23,15 @@ from ..gen1_core.video.clip import Clip
 from ..gen1_core.video.geometry import resize
 from ..gen1_core.video.sheet import beside
 from . import host
-from .sample import cancellable, keeping, options_of, sliders
+from .host_model import refuse_options
+from .sample import AS_GIVEN, keeping, options_of, sliders
 
 PROMPT = "a pencil sketch on white paper"
 """Words that the embedded model knows, so that a new node shows something."""
 
-AS_GIVEN = MaskOptions(feather_px=0.0)
-"""Gen-1 Edit Mask grows and softens; a mask that comes in is used as it is."""
+NO_IMAGE = (
+    "the prompt is empty and no image is connected, so nothing says how it should look; give a prompt or an image."
+)
 
 CHUNK = 8
 
@@ -50,10 +52,18 @@ class EditVideo(io.ComfyNode):
             inputs=[
                 io.Video.Input("video", tooltip="The video to edit, of any size and length; it is read as a stream."),
                 io.String.Input(
-                    "prompt", default=PROMPT, multiline=True, tooltip="What the video should look like, in words."
+                    "prompt",
+                    default=PROMPT,
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the video should look like, in words.",
                 ),
                 io.String.Input(
-                    "negative", default="", multiline=True, tooltip="What to keep away from, in words; may stay empty."
+                    "negative",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to keep away from, in words; may stay empty.",
                 ),
                 io.Int.Input(
                     "blur_level",
@@ -102,6 +112,11 @@ class EditVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, prompt: str | None = None, image: object = NO_IMAGE) -> bool | str:
+        """Before anything runs: whether there is anything to edit with; what is wired is None here."""
+        return NO_IMAGE if image == NO_IMAGE and prompt is not None and not prompt.strip() else True
+
+    @classmethod
     def execute(
         cls,
         video: Any,
@@ -117,11 +132,13 @@ class EditVideo(io.ComfyNode):
         progress = host.on_step("depth", "encode", "structure", "sample", "write")
         source = host.source_of_video(video)
         gen1 = load_gen1("tiny", device=host.device()) if model is None else host.gen1_of(model)
+        if model is not None:
+            refuse_options(model)
         gen1 = replace(gen1, depth=shown(gen1.depth if depth is None else depth, progress))
         options = options_of(gen1, **values)
         content = content_of(gen1, prompt, negative, image, seed=options.seed)
         on_step = progress if model is None else kept(model, gen1, source.clip, progress)
-        with cancellable(gen1.unet):
+        with host.cancellable(gen1.unet):
             frames = edit(
                 gen1,
                 source.clip,
@@ -130,9 +147,9 @@ class EditVideo(io.ComfyNode):
                 mask=None if mask is None else host.mask_clip(mask),
                 mask_options=AS_GIVEN,
                 on_step=on_step,
-                on_latents=progress.previewing(gen1.autoencoder),
+                on_latents=progress.previewing(gen1.autoencoder, model),
             )
-        path = host.temp_path(".mp4")
+        path = host.kept_path(".mp4")  # gone when nothing holds the VIDEO any more
         host.write(path, host.ticking(frames, progress, "write", frames=source.clip.num_frames), source)
         return io.NodeOutput(host.video_of(path))
 
@@ -309,15 +326,20 @@ class Metrics(io.ComfyNode):
                 host.Depth.Input("depth", optional=True, tooltip="The estimator that looks at both clips."),
             ],
             outputs=[
-                io.String.Output("report", tooltip="All figures as text."),
+                io.String.Output("report", display_name="report", tooltip="All figures as text."),
                 io.Float.Output(
-                    "frame_consistency", tooltip="Mean cosine of neighbouring frames as CLIP sees them; 1 is a still."
+                    "frame_consistency",
+                    display_name="frame_consistency",
+                    tooltip="Mean cosine of neighbouring frames as CLIP sees them; 1 is a still.",
                 ),
                 io.Float.Output(
-                    "prompt_consistency", tooltip="Mean cosine of the frames and the prompt in CLIP; more is closer."
+                    "prompt_consistency",
+                    display_name="prompt_consistency",
+                    tooltip="Mean cosine of the frames and the prompt in CLIP; more is closer.",
                 ),
                 io.Float.Output(
                     "depth_error",
+                    display_name="depth_error",
                     tooltip="Mean difference of the two depths, 0 to 1; less keeps more. 0 where there is no source.",
                 ),
             ],

@@ -16,10 +16,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host_clips import copy_file, length_of, linked_outputs, playable, require_memory, video_from, with_sound
+from .host_clips import copy_file, length_of, linked_input, linked_outputs, playable, video_from, with_sound
 from .host_files import (
     BY_CONTENT,
     EMBEDDED,
+    MOTION_LORA_FOLDER,
     NONE,
     OutputFile,
     file_state,
@@ -46,6 +47,7 @@ from .host_frames import (
     mask_clip,
     mask_of,
     masks_of,
+    require_memory,
 )
 from .host_networks import (
     ContentReader,
@@ -63,10 +65,11 @@ from .host_networks import (
     unet_dtype,
     vae_wire,
 )
-from .host_progress import Progress, check_cancel, on_step, say, sheet, ticking
+from .host_progress import Progress, cancellable, check_cancel, counted, on_step, say, sheet, ticking
 from .host_videos import (
     Source,
     audio_of,
+    kept_path,
     rate_of,
     source_of_file,
     source_of_images,
@@ -100,6 +103,7 @@ __all__ = [
     "BY_CONTENT",
     "CATEGORY",
     "EMBEDDED",
+    "MOTION_LORA_FOLDER",
     "NONE",
     "Content",
     "ContentReader",
@@ -113,10 +117,12 @@ __all__ = [
     "aliases",
     "attach",
     "audio_of",
+    "cancellable",
     "check_cancel",
     "clip_of",
     "codec_of",
     "copy_file",
+    "counted",
     "depth_wire",
     "device",
     "encoder_wire",
@@ -129,10 +135,12 @@ __all__ = [
     "images_of",
     "input_path",
     "input_videos",
+    "kept_path",
     "latent_of",
     "latent_scale",
     "latents_of",
     "length_of",
+    "linked_input",
     "linked_outputs",
     "load",
     "managed",

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import av
-import comfy.model_management
-import torch
 from av.error import FFmpegError
-from comfy_api.latest import Input, InputImpl, Types
+from comfy_api.latest import Input, InputImpl, Types, io
 from comfy_execution.utils import get_executing_context
 
 from ..gen1_core.video.audio import PLAYED, AudioTrack, whole_track
@@ -23,10 +21,8 @@ from ..gen1_core.video.read import Video
 from ..gen1_core.video.timing import ROUNDING_S, Picks, ReadOptions, pick_frames
 from .host_files import temp_path
 from .host_frames import gather
-from .host_videos import Source, audio_of, file_of, sound_file, write
-
-BYTES_PER_PIXEL = 3 * 4
-"""Of IMAGE: float32 for each colour."""
+from .host_progress import counted, on_step
+from .host_videos import FileName, Source, audio_of, file_of, kept_path, sound_file, write
 
 
 class PartOfFile(Input.Video):
@@ -50,7 +46,7 @@ class PartOfFile(Input.Video):
     def get_components(self) -> Types.VideoComponents:
         """All frames in memory, with the sound."""
         return Types.VideoComponents(
-            images=gather(self._video, frames=self._video.num_frames),
+            images=gather(counted(self._video, on_step("read"), "read"), frames=self._video.num_frames),
             audio=audio_of(self._source.audio),  # pyright: ignore[reportArgumentType]
             frame_rate=self._video.frame_rate,
         )
@@ -59,19 +55,20 @@ class PartOfFile(Input.Video):
         """Into an MP4, which is the only format that the core asks for."""
         texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in (metadata or {}).items()}
         file = temp_path(".mp4")
-        write(file, self._video, self._source, metadata=texts)
+        write(file, counted(self._video, on_step("write"), "write"), self._source, metadata=texts)
         if isinstance(path, BytesIO):
             path.write(file.read_bytes())
             file.unlink()
         else:
-            shutil.move(file, path)
+            place(file, Path(path))
 
     def get_stream_source(self) -> str:
         """A file that holds just this part; written when it is first asked for."""
         if self._written is None or not self._written.exists():
-            self._written = temp_path(".mp4")
-            write(self._written, self._video, self._source)
-        return str(self._written)
+            file = kept_path(".mp4")
+            write(file, counted(self._video, on_step("write"), "write"), self._source)
+            self._written = file
+        return FileName(self._written)
 
     def get_dimensions(self) -> tuple[int, int]:
         """Width and height."""
@@ -144,23 +141,40 @@ def copy_file(source: Path, path: Path, metadata: dict[str, str]) -> None:
     part = temp_path(".mp4")
     try:
         InputImpl.VideoFromFile(str(source)).save_to(str(part), metadata=metadata)
-        beside = path.with_name(f".{part.name}")
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise unwritten(part, error) from error
+    place(part, path)
+
+
+def place(part: Path, path: Path) -> None:
+    """A finished file to where it belongs; whole or not at all."""
+    beside = path.with_name(f".{part.name}")
+    try:
         shutil.move(part, beside)  # the temp folder may lie on another disk
         os.replace(beside, path)
+    except OSError as error:
+        raise unwritten(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
-def require_memory(frames: int, height: int, width: int) -> None:
-    """Refuses frames that memory does not hold as IMAGE, before the machine begins to swap."""
-    free = comfy.model_management.get_free_memory(torch.device("cpu"))
-    needed = frames * height * width * BYTES_PER_PIXEL
-    if needed > free:
-        raise ValueError(
-            f"{frames} frames of {width}x{height} take {needed / 1e9:.1f} GB as IMAGE, and {free / 1e9:.1f} GB of "
-            "memory are free; connect VIDEO instead, which streams, or take fewer frames (end_s, stride) or smaller "
-            "ones (max_size)."
-        )
+def unwritten(path: Path, error: OSError) -> ValueError:
+    """What the user is told of a disk that is full, or a folder that may not be written to."""
+    return ValueError(
+        f"{path} could not be written: {error.strerror}. Nothing that was there has changed; free disk space, or "
+        "choose a folder that may be written to."
+    )
+
+
+def linked_input(node: type[io.ComfyNode], name: str) -> bool:
+    """Whether an input of the node that is being run comes through a link; its schema needs ``hidden=[io.Hidden.prompt,
+    io.Hidden.unique_id]``.
+    """
+    prompt = (node.hidden and node.hidden.prompt) or {}
+    this = prompt.get(node.hidden.unique_id) if node.hidden else None
+    return isinstance((this or {}).get("inputs", {}).get(name), list)
 
 
 def linked_outputs(*, count: int) -> frozenset[int]:

@@ -20,7 +20,9 @@ NONE = "none"
 BY_CONTENT = "find by content"
 EMBEDDED = "tiny (embedded)"
 
-SHARED_FOLDERS = ("animatediff_models", "ipadapter", "depthanything")
+MOTION_LORA_FOLDER = "animatediff_motion_lora"
+
+SHARED_FOLDERS = ("animatediff_models", MOTION_LORA_FOLDER, "ipadapter", "depthanything")
 """Folders under models/ that other packs made usual and the core does not know."""
 
 GEN1_FOLDER = "gen1"
@@ -53,10 +55,17 @@ def output_file(prefix: str, *, suffix: str = ".mp4", width: int, height: int) -
             f"filename_prefix={prefix} leads out of ComfyUI's output folder {output}, where nothing may be written; "
             "give a name, or a folder below it and a name."
         )
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output), width, height)
-    file = f"{name}_{counter:05}_{suffix}"
-    saved = ui.SavedResult(file, subfolder, io.FolderType.output)
-    return OutputFile(path=Path(folder) / file, ui=ui.PreviewVideo([saved]))
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output), width, height)
+        path = Path(folder) / f"{name}_{counter:05}_{suffix}"
+        path.exists()  # raises for a name that is too long
+    except OSError as error:
+        raise ValueError(
+            f"filename_prefix={prefix} cannot be a file below {output}: {error.strerror}. Nothing was written; give "
+            "another name or folder, or make that folder one that may be written to."
+        ) from error
+    saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+    return OutputFile(path=path, ui=ui.PreviewVideo([saved]))
 
 
 def metadata(node: type[io.ComfyNode]) -> dict[str, str]:

@@ -13,6 +13,9 @@ from ..gen1_core.models.autoencoder import Autoencoder
 from ..gen1_core.tensors import Bytes, Images, Latents, to_bytes, to_float
 from ..gen1_core.video.clip import Clip
 
+BYTES_PER_PIXEL = 3 * 4
+"""Of IMAGE: float32 for each colour."""
+
 SD_SCALE = 0.18215
 """Latents of Stable Diffusion in the core's LATENT are this much larger than networks see them."""
 
@@ -67,10 +70,14 @@ def clip_of(image: Tensor, *, chunk: int = 8) -> Clip:
 
 
 def gather(chunks: Iterable[Bytes], *, frames: int) -> Tensor:
-    """A stream of byte chunks as one IMAGE, filled as they come. Raises ValueError where their number is another."""
+    """A stream of byte chunks as one IMAGE, filled as they come.
+
+    Raises ValueError where memory does not hold it, and where their number is another.
+    """
     image, done = torch.empty(0), 0
     for chunk in chunks:
         if not done:
+            require_memory(frames, *chunk.shape[-2:])
             image = torch.empty(frames, *chunk.shape[-2:], 3, device=comfy.model_management.intermediate_device())
         image[done : done + len(chunk)] = rearrange(to_float(chunk), "n c h w -> n h w c")[: frames - done]
         done += len(chunk)
@@ -80,6 +87,18 @@ def gather(chunks: Iterable[Bytes], *, frames: int) -> Tensor:
             "meanwhile; load it again."
         )
     return image
+
+
+def require_memory(frames: int, height: int, width: int) -> None:
+    """Refuses frames that memory does not hold as IMAGE, before the machine begins to swap."""
+    free = comfy.model_management.get_free_memory(comfy.model_management.intermediate_device())
+    needed = frames * height * width * BYTES_PER_PIXEL
+    if needed > free:
+        raise ValueError(
+            f"{frames} frames of {width}x{height} take {needed / 1e9:.1f} GB as IMAGE, and {free / 1e9:.1f} GB of "
+            "memory are free; connect VIDEO instead, which streams, or take fewer frames (end_s, stride) or smaller "
+            "ones (max_size)."
+        )
 
 
 def masks_of(mask: Tensor) -> Tensor:

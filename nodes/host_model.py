@@ -24,17 +24,21 @@ from ..gen1_core.diffusion.condition import Condition
 from ..gen1_core.diffusion.windows import blend_weights, plan
 from ..gen1_core.gen1 import Gen1, compute_dtype
 from ..gen1_core.models.control import control_residuals
+from ..gen1_core.models.unet import SpaceTimeUNet, UNetConfig
 from .host_networks import attach, device
 from .host_progress import several_frames
 from .host_sampling import LatentFormat, sampling_of, settings_of
 from .renamed import core_config, renamed
 from .residuals import added, in_window, residuals_of
-from .told import Told, by_pass, check_tokens, check_told, nothing_told, together
+from .told import Told, by_pass, check_tokens, check_told, nothing_told, window_of
 
 logger = logging.getLogger(__name__)
 
 TYPES = {"eps": "EPS", "v": "V_PREDICTION", "clean": "EPS"}
 """The core's model types, which saved files and some nodes ask for."""
+
+OWN_KEY = "gen1"
+"""Of our own wrapper among those of other nodes."""
 
 
 class Config(comfy.supported_models_base.BASE):
@@ -72,9 +76,9 @@ class ClipCond(comfy.conds.CONDRegular):
         """Passes of one mode, told of maps of one size."""
         return self.cond.joins(other.cond)
 
-    def concat(self, others: list["ClipCond"]) -> Told:
-        """One call of the network for several passes."""
-        return together([self.cond, *(other.cond for other in others)])
+    def concat(self, others: list["ClipCond"]) -> tuple[Told, ...]:
+        """One call of the network for several passes, which are laid together window by window."""
+        return (self.cond, *(other.cond for other in others))
 
     def size(self) -> list[int]:
         """For the core's estimate of memory."""
@@ -110,14 +114,19 @@ class Gen1Model(comfy.model_base.BaseModel):
         noise = kwargs["noise"]
         size = (noise.shape[0], noise.shape[2], noise.shape[3])
         refuse_core_windows(self.current_patcher, size[0])
+        refuse_controls(kwargs.get("control"), self.diffusion_model, self.unet_sizes)
         told = kwargs["gen1"] if "gen1" in kwargs else nothing_told(self.unet_sizes, size)
         check_told(told, size)
         check_tokens(kwargs["cross_attn"], self.unet_sizes, size[0])
-        windows = plan(size[0], self.window, self.overlap)
+        window, overlap = self.windows(told)
+        windows = plan(size[0], window, overlap)
         if len(windows) > 1 and kwargs.get("prompt_type") == "positive":
-            logger.info("%d frames in %d windows of %d, %d shared", size[0], len(windows), self.window, self.overlap)
-        images = told.as_images() if kwargs.get("gen1_image") else told
-        return {**found, "gen1": ClipCond(images.to(kwargs["device"]))}
+            logger.info("%d frames in %d windows of %d, %d shared", size[0], len(windows), window, overlap)
+        return {**found, "gen1": ClipCond(told.as_images() if kwargs.get("gen1_image") else told)}
+
+    def windows(self, told: Told) -> tuple[int, int]:
+        """Length and overlap: those that Gen-1 Condition was given, or the model's own."""
+        return (told.window, told.overlap) if told.window else (self.window, self.overlap)
 
     def _apply_model(
         self,
@@ -127,14 +136,15 @@ class Gen1Model(comfy.model_base.BaseModel):
         c_crossattn: Any = None,
         control: Any = None,
         transformer_options: Any = None,
-        gen1: Any = None,
+        gen1: tuple[Told, ...] = (),
         **kwargs: Any,
     ) -> Tensor:
-        """Clean latents of noisy ones; the core calls it once for all passes that join."""
+        """Clean latents of noisy ones; the core calls it once for all passes that join, of which ``gen1`` tells."""
         options = transformer_options or {}
         refuse_patches(options)
         dtype = self.manual_cast_dtype or self.get_dtype()
-        condition = gen1.at(options["sigmas"][0], options.get("sample_sigmas")) if "sigmas" in options else gen1.shown
+        sigmas = options.get("sample_sigmas")
+        now = [told.at(options["sigmas"][0], sigmas) if "sigmas" in options else told.shown for told in gen1]
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self._predict,
             self,
@@ -143,26 +153,35 @@ class Gen1Model(comfy.model_base.BaseModel):
         noisy = self.model_sampling.calculate_input(t, x).to(dtype)
         timestep = self.model_sampling.timestep(t).float()
         tokens = c_crossattn.to(noisy.device, dtype)
-        out = run.execute(noisy, timestep, tokens, None, control, options, told=condition.to(dtype))
+        windows = plan(len(x) // len(gen1), *self.windows(gen1[0]))
+        out = run.execute(noisy, timestep, tokens, None, control, options, told=now, windows=windows)
         return self.model_sampling.calculate_denoised(t, out.float(), x)
 
     def _predict(
-        self, x: Tensor, timestep: Tensor, context: Tensor, y: Any, control: Any, options: Any, *, told: Condition
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Any,
+        control: Any,
+        options: Any,
+        *,
+        told: list[Condition],
+        windows: list[range],
     ) -> Tensor:
-        """What the network returns, window by window; arguments as those of the core's U-Net."""
-        passes = len(told.structure)
+        """What the network returns, window by window; positional arguments are those of the core's U-Net."""
+        passes = len(told)
         noisy = rearrange(x, "(b f) c h w -> b c f h w", b=passes)
         at = rearrange(timestep, "(b f) -> b f", b=passes)[:, 0]
         tokens = by_pass(context, passes)
-        condition = replace(told, content=tokens, null=tokens)
         given = residuals_of(control, self.unet_sizes, passes=passes)
         frames = noisy.shape[2]
-        windows = plan(frames, self.window, self.overlap)
         out = torch.zeros_like(noisy[:, : self.unet_sizes.out_channels])
         for window, weight in zip(windows, blend_weights(windows, frames, x.device), strict=True):
             comfy.model_management.throw_exception_if_processing_interrupted()
             part = slice(window.start, window.stop)
-            some = condition.frames(torch.arange(window.start, window.stop)) if len(windows) > 1 else condition
+            content = tokens if tokens.shape[1] == 1 else tokens[:, part]
+            some = replace(window_of(told, window, frames, x), content=content, null=content)
             predicted = self._network(noisy[:, :, part], at, some, in_window(given, part))
             if len(windows) == 1:
                 out = predicted
@@ -199,6 +218,40 @@ def refuse_core_windows(patcher: Any, frames: int) -> None:
         )
 
 
+def refuse_controls(control: Any, network: SpaceTimeUNet, sizes: UNetConfig) -> None:
+    """Control networks for another U-Net: the core skips what has no place, or fails deep in a layer."""
+    while control is not None:
+        lora = getattr(control, "control_weights", None)
+        if lora is not None:
+            refuse_control_lora(lora, network, sizes)
+        elif (trunk := getattr(control, "control_model", None)) is not None:
+            first = getattr(trunk, "in_channels", 4), getattr(trunk, "model_channels", sizes.block_out_channels[0])
+            reads = {layer.weight.shape[1] for name, layer in trunk.named_modules() if name.endswith("attn2.to_k")}
+            if first != (4, sizes.block_out_channels[0]) or reads - {sizes.cross_attention_dim}:
+                raise ValueError(
+                    f"this ControlNet was made for a U-Net of width {first[1]} that reads tokens of width "
+                    f"{', '.join(map(str, sorted(reads))) or 'unknown'}, and this model has widths of "
+                    f"{sizes.block_out_channels[0]} and {sizes.cross_attention_dim}; use a ControlNet with "
+                    "the kind of model it was trained on (Stable Diffusion 1.5 for most), or remove it."
+                )
+        control = control.previous_controlnet
+
+
+def refuse_control_lora(lora: dict[str, Tensor], network: SpaceTimeUNet, sizes: UNetConfig) -> None:
+    """It has only changes of the model's own layers, and the core passes over layers that it does not find."""
+    shapes = {name.removesuffix(".weight"): len(weight) for name, weight in network.state_dict().items()}
+    changed = {name.removesuffix(".up"): len(weight) for name, weight in lora.items() if name.endswith(".up")}
+    lost = [name for name, width in changed.items() if shapes.get(name) != width]
+    if lost or sizes.in_channels != 4:
+        why = f"this model reads {sizes.in_channels} channels and not the latents' 4"
+        if lost:
+            why = f"{len(lost)} of its {len(changed)} layers have no place in this model"
+        raise ValueError(
+            f"this Control-LoRA changes layers of the U-Net it was made for, and {why}; use a whole ControlNet for "
+            "Stable Diffusion 1.5, with a model of public weights."
+        )
+
+
 def refuse_patches(options: Any) -> None:
     """Patches of attention and of blocks would be passed over silently: our network does not ask for them."""
     found = [name for kind in ("patches", "patches_replace") for name, each in options.get(kind, {}).items() if each]
@@ -210,13 +263,40 @@ def refuse_patches(options: Any) -> None:
         )
 
 
+def refuse_options(model: Any) -> None:
+    """For our own samplers, which run the network by themselves: refuses what other nodes want of the core's sampling.
+
+    A LoRA is in the weights and counts.
+    """
+    options = model.model_options
+    inside = options.get("transformer_options", {})
+    wrappers = [*model.wrappers.items(), *inside.get("wrappers", {}).items()]
+    patches = [inside.get(kind, {}) for kind in ("patches", "patches_replace")]
+    handled = ("context_handler", "model_function_wrapper", "denoise_mask_function")
+    found = [
+        *(name for name in options if name.startswith("sampler_") or name in handled),
+        *(name for patched in patches for name, each in patched.items() if each),
+        *(str(key or kind) for kind, keyed in wrappers for key, each in keyed.items() if each and key != OWN_KEY),
+        *model.object_patches,
+    ]
+    if found:
+        raise ValueError(
+            f"the MODEL comes with {', '.join(dict.fromkeys(found))} from a node such as RescaleCFG, ModelSampling, "
+            "FreeU, Context Windows or torch.compile, which this node would pass over; use KSampler, or Gen-1 Guider "
+            "with SamplerCustomAdvanced, or remove that node."
+        )
+
+
 def patcher_of(gen1: Gen1) -> Any:
     """A MODEL around a model of ``gen1_core``; it shares the weights and carries the rest of the Gen1."""
     model = Gen1Model(gen1)
-    # Newer versions of the core exchange this class at their start.
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    try:  # newer versions of the core exchange this class at their start
+        from comfy.model_patcher import CoreModelPatcher as kind
+    except ImportError:
+        kind = comfy.model_patcher.ModelPatcher
     patcher = kind(model, load_device=device(), offload_device=comfy.model_management.unet_offload_device())
-    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, several_frames(model.latent_format))
+    showing = several_frames(model.latent_format)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, OWN_KEY, showing)
     # With this U-Net only, or the weights would stay in memory twice once they have been moved.
     attach(patcher, replace(gen1, unet=model.diffusion_model))
     return patcher
@@ -228,7 +308,7 @@ def with_lora_tensors(model: Any, tensors: dict[str, Tensor], strength: float) -
     Raises ValueError where none of it has a place.
     """
     patched = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
-    if patched.patches.keys() == model.patches.keys() and not patched.patches:
+    if sum(map(len, patched.patches.values())) == sum(map(len, model.patches.values())):
         raise ValueError(
             f"none of the {len(tensors)} tensors of this LoRA has a place in the model; take one for Stable Diffusion "
             "1.5 with a model of public weights, a motion LoRA only with a motion module."

@@ -1,7 +1,8 @@
 """Part of the adapter: networks of gen1_core under ComfyUI's memory management, and what MODEL and VAE carry."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
 from typing import Any
 
 import comfy.model_management
@@ -15,14 +16,20 @@ from ..gen1_core.content.describe import Describer
 from ..gen1_core.content.encoder import Content
 from ..gen1_core.gen1 import Gen1
 from ..gen1_core.models.autoencoder import FrameCodec
+from ..gen1_core.models.depth import DepthNet
+from ..gen1_core.models.dpt import DPT
 from ..gen1_core.pipeline import check_content
-from ..gen1_core.structure.estimator import DepthEstimator
+from ..gen1_core.structure.estimator import DepthEstimator, near_size
 from ..gen1_core.tensors import Images
 from .host_frames import RawCodec
+from .host_progress import cancellable
 
 ATTACHMENT = "gen1"
-BYTES_PER_PIXEL = 600
-"""What the activations of a depth network take, with room: it is asked for beside the weights."""
+BYTES_PER_INPUT_PIXEL = 2000
+"""What the activations of a depth network take at the size it works at: Depth Anything Large 1829, DPT-Large 1133."""
+
+BYTES_PER_SOURCE_PIXEL = 16
+"""Beside that: the pictures as floats, and their depth."""
 
 
 def device() -> torch.device:
@@ -35,17 +42,32 @@ def unet_dtype(parameters: int) -> torch.dtype:
     return comfy.model_management.unet_dtype(model_params=parameters)
 
 
+class WholeNetwork(comfy.model_patcher.ModelPatcher):
+    """A network that is on its device whole, or not at all.
+
+    The core leaves layers behind where memory is short (and all of them with --novram), and feeds those it built
+    itself as they are called. Plain layers would stay on the CPU while their input is on the device.
+    """
+
+    def partially_load(self, device_to: torch.device, extra_memory: float = 0, *args: Any, **kwargs: Any) -> int:
+        """All of it, whatever memory it is allowed."""
+        return super().partially_load(device_to, 1e32, *args, **kwargs)
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> int:
+        """Frees nothing, so the core takes the whole network off."""
+        return 0
+
+
 def managed(network: nn.Module) -> Any:
     """A network in a ModelPatcher of its own, which ``load`` moves."""
-    return comfy.model_patcher.ModelPatcher(
-        network, load_device=device(), offload_device=comfy.model_management.unet_offload_device()
-    )
+    return WholeNetwork(network, load_device=device(), offload_device=comfy.model_management.unet_offload_device())
 
 
 def load(*models: Any, memory: float = 0, whole: bool = False) -> None:
     """ComfyUI's ``load_models_gpu``: makes room and moves the models (MODEL, ``managed`` networks) to their device.
 
-    ``memory`` is what is needed beside the weights, in bytes; ``whole`` keeps it from leaving layers behind.
+    ``memory`` is what is needed beside the weights, in bytes; ``whole`` keeps it from leaving layers of a MODEL behind,
+    ``managed`` networks are never divided.
     """
     comfy.model_management.load_models_gpu(list(models), memory_required=memory, force_full_load=whole)
 
@@ -88,8 +110,25 @@ class DepthNetwork:
 
     def __call__(self, images: Images, /) -> Tensor:
         """Images 0..1 of any size to raw depth of the same size, as gen1_core's ``DepthEstimator``."""
-        load(*self.networks, memory=BYTES_PER_PIXEL * images[:, 0].numel())
-        return self.estimator(images.to(device()))
+        load(*self.networks, memory=depth_memory([network.model for network in self.networks], images))
+        with cancellable(*(network.model for network in self.networks)):
+            return self.estimator(images.to(device()))
+
+
+def depth_memory(networks: Sequence[nn.Module], images: Images) -> int:
+    """Bytes beside the weights: large pictures are made smaller before a network sees them."""
+    frames, _, height, width = images.shape
+    pixels = sum(prod(seen_size(network, height, width)) for network in networks)
+    return frames * (BYTES_PER_INPUT_PIXEL * pixels + BYTES_PER_SOURCE_PIXEL * height * width)
+
+
+def seen_size(network: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """At what size a depth network works where the pictures have this one."""
+    if isinstance(network, DepthNet):
+        return near_size(height, width, short_side=network.config.train_size, multiple=network.config.multiple)
+    if isinstance(network, DPT):
+        return near_size(height, width, short_side=network.config.vit.image_size, multiple=network.config.multiple)
+    return height, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +184,24 @@ class ManagedCodec:
         return self.network.parameters(recurse)
 
     def _run(self, function: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """As many frames at once as memory has room for."""
         memory = self.vae.memory_used_decode if function == self.network.decode else self.vae.memory_used_encode
-        load(self.vae.patcher, memory=memory(given.shape, self.vae.vae_dtype))
-        return function(given.to(self.vae.device, self.vae.vae_dtype)).to(given.dtype)
+        one = memory((1, *given.shape[1:]), self.vae.vae_dtype)  # the core's figures are for one, whatever the batch
+        load(self.vae.patcher, memory=one * len(given))
+        free = comfy.model_management.get_free_memory(self.vae.device)
+        at_once = max(1, min(len(given), int(free / one)))
+        with cancellable(self.network):
+            try:
+                return self._in_parts(function, given, at_once)
+            except comfy.model_management.OOM_EXCEPTION:
+                if at_once == 1:
+                    raise
+            comfy.model_management.soft_empty_cache()  # out here: the error holds what it could not hold any more of
+            return self._in_parts(function, given, 1)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], given: Tensor, at_once: int) -> Tensor:
+        parts = given.split(at_once)
+        return torch.cat([function(part.to(self.vae.device, self.vae.vae_dtype)).to(given.dtype) for part in parts])
 
 
 def depth_wire(estimator: DepthEstimator) -> DepthNetwork:
@@ -168,7 +222,7 @@ def vae_wire(codec: FrameCodec) -> Any:
     # every attribute that this version of the core gives a VAE, and its network exchanged.
     vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict())
     vae.first_stage_model = RawCodec(codec).to(vae.vae_dtype).eval()
-    vae.patcher = comfy.model_patcher.ModelPatcher(
+    vae.patcher = WholeNetwork(
         vae.first_stage_model,
         load_device=vae.device,
         offload_device=comfy.model_management.vae_offload_device(),

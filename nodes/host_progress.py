@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -11,12 +12,13 @@ from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..gen1_core.models.autoencoder import FrameCodec
 from ..gen1_core.structure.feeds import PIXELS_PER_LATENT
 from ..gen1_core.tensors import Bytes, Latents, OnLatents, to_bytes
+from ..gen1_core.video.clip import Clip
 from .host_sampling import LatentFormat
 
 UNITS = 1000
@@ -58,9 +60,9 @@ class Progress:
         self._shown_at = time.monotonic()
         self._preview = ("JPEG", sheet(frames), args.preview_size)
 
-    def previewing(self, codec: FrameCodec) -> OnLatents:
-        """Shows latents ``[1 c f h w]`` in the U-Net's scale as such a preview."""
-        known = LatentFormat(codec)
+    def previewing(self, codec: FrameCodec, model: Any = None) -> OnLatents:
+        """Shows latents ``[1 c f h w]`` in the U-Net's scale as such a preview; a MODEL knows its colours already."""
+        known = LatentFormat(codec) if model is None else model.model.latent_format
 
         def show(latents: Latents) -> None:
             if time.monotonic() - self._shown_at >= EVERY_S:
@@ -76,10 +78,19 @@ def several_frames(latent_format: LatentFormat) -> Callable[..., Tensor]:
     """
 
     def sample_shown(
-        sample: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, mask: Any, callback: Any, *rest: Any
+        sample: Any,
+        noise: Any,
+        latent: Any,
+        sampler: Any,
+        sigmas: Any,
+        mask: Any,
+        callback: Any,
+        *rest: Any,
+        **more: Any,
     ) -> Tensor:
+        # Newer versions hand on more than 0.3.64 does.
         if args.preview_method == LatentPreviewMethod.NoPreviews:
-            return sample(noise, latent, sampler, sigmas, mask, callback, *rest)
+            return sample(noise, latent, sampler, sigmas, mask, callback, *rest, **more)
         bar = comfy.utils.ProgressBar(len(sigmas) - 1)
 
         def seen(step: int, clean: Tensor, noisy: Tensor, total: int) -> None:
@@ -88,7 +99,7 @@ def several_frames(latent_format: LatentFormat) -> Callable[..., Tensor]:
             frames = coloured(rearrange(clean, "f c h w -> 1 c f h w"), latent_format)
             bar.update_absolute(step + 1, total, ("JPEG", sheet(frames), args.preview_size))
 
-        return sample(noise, latent, sampler, sigmas, mask, seen, *rest)
+        return sample(noise, latent, sampler, sigmas, mask, seen, *rest, **more)
 
     return sample_shown
 
@@ -111,6 +122,18 @@ def check_cancel() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+@contextmanager
+def cancellable(*networks: nn.Module) -> Iterator[None]:
+    """Inside, cancel takes effect between the layers of networks: on a CPU a call takes longer than a person waits."""
+    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(lambda *_: check_cancel()) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def ticking(chunks: Iterable[Bytes], progress: Progress, stage: str, *, frames: int) -> Iterator[Bytes]:
     """The same chunks, counted, cancellable and shown as they pass."""
     done = 0
@@ -118,6 +141,15 @@ def ticking(chunks: Iterable[Bytes], progress: Progress, stage: str, *, frames: 
         done += len(chunk)
         progress.show(chunk)
         progress(stage, done, frames)
+        yield chunk
+
+
+def counted(clip: Clip, progress: Progress, stage: str) -> Iterator[Bytes]:
+    """The clip's chunks with a bar and no preview: one would stay on the node in place of the video that it saved."""
+    done = 0
+    for chunk in clip:
+        done += len(chunk)
+        progress(stage, done, clip.num_frames)
         yield chunk
 
 

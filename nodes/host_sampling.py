@@ -111,16 +111,18 @@ class Gen1Guider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         scale, temporal = self.cfg, self.temporal_scale
         hooked = [name for name in options if name.startswith("sampler_")]
+        if hooked:
+            # Other nodes (RescaleCFG, perturbed attention) have a say in the guidance by content, and may change the
+            # passes themselves: all of it as they want it, with ours over time on top, of passes that they left alone.
+            guided = super().predict_noise(x, timestep, options, seed)
+            negative, image = self.passes(["negative", "image"], x, timestep, options)
+            return guided + (temporal - 1) * (negative - image)
         weights = {"positive": scale, "negative": temporal - scale, "image": 1 - temporal}
-        names = [name for name, weight in weights.items() if weight != 0 or hooked]
-        passes = [self.conds.get(name) for name in names]
-        clean = comfy.samplers.calc_cond_batch(self.inner_model, passes, x, timestep, options)
-        if not hooked:
-            return torch.stack([weights[name] * part for name, part in zip(names, clean, strict=True)]).sum(dim=0)
-        # Other nodes (RescaleCFG) replace the guidance by content: theirs, with ours over time on top.
-        positive, negative, image = clean
-        conds = {"cond": passes[0], "uncond": passes[1]}
-        guided = comfy.samplers.cfg_function(
-            self.inner_model, positive, negative, scale, x, timestep, model_options=options, **conds
-        )
-        return guided + (temporal - 1) * (negative - image)
+        weights = {name: weight for name, weight in weights.items() if weight != 0}
+        clean = self.passes(list(weights), x, timestep, options)
+        return torch.stack([weight * part for weight, part in zip(weights.values(), clean, strict=True)]).sum(dim=0)
+
+    def passes(self, names: list[str], x: Tensor, timestep: Tensor, options: Any) -> list[Tensor]:
+        """Clean latents of each."""
+        conds = [self.conds.get(name) for name in names]
+        return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)

@@ -1,15 +1,20 @@
 """Part of the adapter: VIDEO and AUDIO of ComfyUI into streams of gen1_core, and back."""
 
+import os
+import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import av
 import torch
+from av.error import FFmpegError
 from comfy_api.latest import InputImpl
 from einops import rearrange
 from torch import Tensor
@@ -23,9 +28,51 @@ from ..gen1_core.video.timing import ReadOptions, pick_frames
 from ..gen1_core.video.write import write_video
 from .host_files import temp_path
 from .host_frames import clip_of, image_of, images_of
+from .host_progress import check_cancel
 
 NTSC_TOLERANCE = 0.001
-"""29.97 and 23.976 are what people write for 30000/1001 and 24000/1001."""
+"""29.97, 23.976 and 23.98 are what people write for 30000/1001 and 24000/1001."""
+
+PREROLL_S = 1
+"""Decoders of sound need what was before to come into step, which a seek leaves out."""
+
+BLOCK = 2**20
+"""Samples of AUDIO that are encoded at once: a frame of FFmpeg's holds no more than 2 GB."""
+
+
+class KeptPath(type(Path())):
+    """A file's name that is handed on as itself, so that the file can go with it: see ``kept_path``."""
+
+
+class FileName(str):
+    """A file's name as the core takes one; with it the ``KeptPath`` lives on."""
+
+    def __new__(cls, path: Path) -> "FileName":
+        """The same name as text."""
+        name = super().__new__(cls, path)
+        name.path = path
+        return name
+
+    path: Path
+
+
+_copies: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
+"""Of each VIDEO in memory that was needed as a file."""
+
+
+def kept_path(suffix: str) -> Path:
+    """A new name in the temp folder, whose file is removed when nothing holds this path any more.
+
+    ``Source``, ``AudioTrack`` and the VIDEO of ``video_of`` hold it.
+    """
+    path = KeptPath(temp_path(suffix))
+    weakref.finalize(path, _remove, str(path))
+    return path
+
+
+def _remove(file: str) -> None:
+    with suppress(OSError):  # still open somewhere, which Windows does not allow: ComfyUI empties the folder later
+        os.unlink(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +90,9 @@ class Source:
 def source_of_file(path: Path, *, chunk: int = 8, **options: Any) -> Source:
     """A file as a stream, of which never more than ``chunk`` frames are in memory; ``options``: ``ReadOptions``."""
     video = open_video(path, **options, chunk=chunk)
+    if isinstance(path, KeptPath):
+        source, audio = replace(video.source, path=path), video.audio and replace(video.audio, path=path)
+        video = replace(video, source=source, audio=audio)
     return Source(
         clip=video,
         frame_rate=video.frame_rate,
@@ -95,8 +145,8 @@ def source_of_images(
 def file_of(video: Any) -> Path | None:
     """The file that a VIDEO streams from, None where its frames have to be asked for.
 
-    A file in memory is laid into the temp folder. Newer versions cut a VIDEO without writing a file; that one's frames
-    are right and its file is not.
+    A file in memory is laid into the temp folder, once. Newer versions cut a VIDEO without writing a file; that one's
+    frames are right and its file is not.
     """
     if not isinstance(video, InputImpl.VideoFromFile):
         return None
@@ -105,10 +155,12 @@ def file_of(video: Any) -> Path | None:
     if cut:
         return None
     if isinstance(stream, BytesIO):
-        path = temp_path(".video")
-        path.write_bytes(stream.getvalue())
-        return path
-    return Path(stream)
+        if video not in _copies:
+            path = kept_path(".video")
+            path.write_bytes(stream.getbuffer())
+            _copies[video] = path
+        return _copies[video]
+    return stream.path if isinstance(stream, FileName) else Path(stream)
 
 
 def write(
@@ -129,7 +181,7 @@ def write(
 
 def video_of(path: Path) -> Any:
     """A file as VIDEO."""
-    return InputImpl.VideoFromFile(str(path))
+    return InputImpl.VideoFromFile(FileName(path))
 
 
 def rate_of(frame_rate: float) -> Fraction:
@@ -140,7 +192,8 @@ def rate_of(frame_rate: float) -> Fraction:
     if not 0 < frame_rate < inf:
         raise ValueError(f"frame_rate={frame_rate} shows no frame; give frames a second, such as 24.")
     whole = round(frame_rate * 1.001)
-    if frame_rate != round(frame_rate) and abs(whole / 1.001 - frame_rate) < NTSC_TOLERANCE:
+    meant = abs(whole / 1.001 - frame_rate) < NTSC_TOLERANCE or round(whole / 1.001, 2) == frame_rate
+    if frame_rate != round(frame_rate) and meant:
         return Fraction(whole * 1000, 1001)
     return Fraction(frame_rate).limit_denominator(1001)
 
@@ -151,15 +204,22 @@ def audio_of(track: AudioTrack | None) -> dict[str, Any] | None:
         return None
     parts: list[Tensor] = []
     first, rate = None, 1
+    begin = max(track.start_s, track.zero)
     with av.open(str(track.path)) as container:
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.sample_rate)
         rate = stream.sample_rate
+        if begin > PREROLL_S and stream.time_base:
+            with suppress(FFmpegError):  # what cannot be sought in is read from its start
+                container.seek(int((begin - PREROLL_S) / stream.time_base), stream=stream)
         for frame in container.decode(stream):
+            check_cancel()
             if frame.pts is None or frame.time_base is None:
                 continue
             time = Fraction(frame.pts) * Fraction(frame.time_base.numerator, frame.time_base.denominator)
-            if time + Fraction(frame.samples, rate) <= max(track.start_s, track.zero) or time >= track.end_s:
+            if time >= track.end_s:
+                break
+            if time + Fraction(frame.samples, rate) <= begin:
                 continue
             first = time if first is None else first
             parts += [torch.from_numpy(piece.to_ndarray()) for piece in resampler.resample(frame)]
@@ -174,7 +234,10 @@ def audio_of(track: AudioTrack | None) -> dict[str, Any] | None:
 
 
 def sound_file(audio: Mapping[str, Any]) -> Path:
-    """AUDIO as an uncompressed file in the temp folder, for the writer. Raises ValueError where it holds no sound."""
+    """AUDIO as an uncompressed file in the temp folder, which is gone when nothing holds its path any more.
+
+    Raises ValueError where it holds no sound.
+    """
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     samples = waveform[0] if waveform.ndim == 3 else waveform
     if samples.ndim != 2 or not samples.numel() or samples.shape[0] not in AAC_LAYOUTS:
@@ -182,15 +245,17 @@ def sound_file(audio: Mapping[str, Any]) -> Path:
             f"an AUDIO of shape {tuple(waveform.shape)} is not [1, channels, samples] with sound in it; "
             "connect another, or leave the input open for a silent video."
         )
-    if not samples.is_floating_point():
-        samples = samples.float() / 2 ** (8 * samples.element_size() - 1)
-    packed = rearrange(samples.float().cpu(), "c t -> 1 (t c)").contiguous().numpy()
-    layout, path = AAC_LAYOUTS[samples.shape[0]], temp_path(".wav")
-    with av.open(str(path), "w", format="wav") as container:
+    whole = 1 if samples.is_floating_point() else 2 ** (8 * samples.element_size() - 1)
+    layout, path = AAC_LAYOUTS[samples.shape[0]], kept_path(".wav")
+    with av.open(str(path), "w", format="wav", options={"rf64": "auto"}) as container:  # more than 4 GB is no plain WAV
         stream = container.add_stream("pcm_f32le", rate=rate)
         stream.layout = layout
-        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
-        frame.sample_rate, frame.pts = rate, 0
-        container.mux(stream.encode(frame))
+        for begin in range(0, samples.shape[1], BLOCK):
+            check_cancel()
+            block = samples[:, begin : begin + BLOCK].float().cpu() / whole
+            packed = rearrange(block, "c t -> 1 (t c)").contiguous().numpy()
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), begin
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

@@ -14,10 +14,13 @@ from ..gen1_core.checkpoints.catalogue.row import Kind
 from ..gen1_core.checkpoints.formats import Format, identify_path
 from ..gen1_core.checkpoints.header import read_header
 from ..gen1_core.checkpoints.search import anything, find
+from ..gen1_core.frames import size_for
 from ..gen1_core.gen1 import Gen1
 from ..gen1_core.loading import load_depth_estimator, load_gen1
 from ..gen1_core.recipes.sd15 import compose, read
 from ..gen1_core.recipes.sd15_files import PublicFiles, clip_vision_for
+from ..gen1_core.video.clip import MemoryClip
+from ..gen1_core.video.geometry import SMALLEST_SIDE
 from . import host, native
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ TAESD = "taesd"
 """The small VAE, as the core's loader calls it: two files in vae_approx."""
 
 DEPTH_FOLDER = "depthanything"
+LORA_FOLDERS = ("loras", host.MOTION_LORA_FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,29 @@ def wires(gen1: Gen1) -> tuple[Any, Any, host.ContentReader, host.DepthNetwork]:
     return model, vae, encoder, depth
 
 
+def short_side() -> io.Int.Input:
+    """The working size of a loader."""
+    return io.Int.Input(
+        "short_side",
+        optional=True,
+        default=0,
+        min=0,
+        max=4096,
+        step=8,
+        tooltip="Pixels of the clip's shorter side while it is edited: more is finer, and takes more time and memory; "
+        "far from the model's own size pictures get worse. 0 is the model's own.",
+    )
+
+
+def at_size(gen1: Gen1, short_side: int) -> Gen1:
+    """The model at another working size. Raises ValueError for one that its network cannot divide."""
+    if not short_side:
+        return gen1
+    sized = replace(gen1, diffusion=replace(gen1.diffusion, working_size=short_side))
+    size_for(sized, MemoryClip(torch.zeros(1, 3, SMALLEST_SIDE, SMALLEST_SIDE, dtype=torch.uint8)))
+    return sized
+
+
 def outputs() -> list[io.Output]:
     """What both loaders give."""
     return [
@@ -149,14 +176,15 @@ class LoadModel(io.ComfyNode):
                     default=host.EMBEDDED,
                     tooltip="The embedded model needs no download. Your own are folders in models/gen1 with unet, "
                     "autoencoder, depth, clip and prior (.safetensors).",
-                )
+                ),
+                short_side(),
             ],
             outputs=outputs(),
             **host.aliases("checkpoint", "loader", "load gen1"),
         )
 
     @classmethod
-    def execute(cls, model: str) -> io.NodeOutput:
+    def execute(cls, model: str, short_side: int = 0) -> io.NodeOutput:
         """Reads the five files; the embedded model stays in float32, which costs it nothing."""
         progress = host.on_step("load")
         folder, dtype = host.gen1_folder(model), torch.float32
@@ -165,7 +193,7 @@ class LoadModel(io.ComfyNode):
         progress("load", 1, 3)
         gen1 = load_gen1(folder, dtype=torch.float32 if dtype.itemsize == 1 else dtype)
         progress("load", 2, 3)
-        wired = wires(gen1)
+        wired = wires(at_size(gen1, short_side))
         progress("load", 3, 3)
         return io.NodeOutput(*wired)
 
@@ -175,7 +203,7 @@ class LoadModel(io.ComfyNode):
         return checked(lambda: model and host.gen1_folder(model))
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None = None) -> str:
+    def fingerprint_inputs(cls, model: str | None = None, **others: Any) -> str:
         """Other files in the folder mean loading again."""
         folder = model and host.gen1_folder(model)
         return host.file_state(folder) if isinstance(folder, Path) else ""
@@ -194,20 +222,23 @@ class LoadPublic(io.ComfyNode):
             description="One video model from the files that most people have. Each is known by what is in it, never "
             "by its name; what does not belong together is refused before anything heavy is loaded.",
             inputs=[
-                io.Combo.Input(
-                    name,
-                    options=[*place.offered, *([TAESD] if name == "vae" and len(taesd()) == 2 else [])],
-                    default=place.default,
-                    tooltip=place.tooltip,
-                )
-                for name, place in PLACES.items()
+                *(
+                    io.Combo.Input(
+                        name,
+                        options=[*place.offered, *([TAESD] if name == "vae" and len(taesd()) == 2 else [])],
+                        default=place.default,
+                        tooltip=place.tooltip,
+                    )
+                    for name, place in PLACES.items()
+                ),
+                short_side(),
             ],
             outputs=outputs(),
             **host.aliases("animatediff", "controlnet", "ip-adapter", "checkpoint", "stable diffusion"),
         )
 
     @classmethod
-    def execute(cls, **names: str) -> io.NodeOutput:
+    def execute(cls, short_side: int = 0, **names: str) -> io.NodeOutput:
         """Reads and checks all files, then builds."""
         progress = host.on_step("load")
         require_all(names)
@@ -220,7 +251,7 @@ class LoadPublic(io.ComfyNode):
         except ValueError as error:
             raise ValueError(in_words_of_the_node(str(error))) from error
         progress("load", 3, 4)
-        wired = wires(gen1)
+        wired = wires(at_size(gen1, short_side))
         progress("load", 4, 4)
         return io.NodeOutput(*wired)
 
@@ -233,8 +264,8 @@ class LoadPublic(io.ComfyNode):
         return checked(lambda: checkpoint and require_there("checkpoint", checkpoint))
 
     @classmethod
-    def fingerprint_inputs(cls, **names: str | None) -> str:
-        """Other files in the folders mean loading again."""
+    def fingerprint_inputs(cls, short_side: int | None = 0, **names: str | None) -> str:
+        """Other files in the folders mean loading again; ComfyUI sees to the number."""
         return "; ".join(state_of(PLACES[name].folder, chosen) for name, chosen in names.items() if chosen)
 
 
@@ -284,6 +315,74 @@ class LoadDepth(io.ComfyNode):
     def fingerprint_inputs(cls, estimator: str | None = None) -> str:
         """Another file of the same name means loading again."""
         return state_of(DEPTH_FOLDER, estimator) if estimator else ""
+
+
+class LoadLora(io.ComfyNode):
+    """A LoRA under names that the core's loaders do not know."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The form."""
+        return io.Schema(
+            node_id="Gen1_LoadLora",
+            display_name="Gen-1 Load LoRA",
+            category=host.CATEGORY,
+            description="Lays a LoRA over a Gen-1 model, under any names: kohya's, diffusers', peft's, and "
+            "AnimateDiff's motion LoRAs, which ComfyUI's own loaders pass over. Chain several for more.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Gen-1 model, for motion LoRAs with an AnimateDiff motion module."),
+                io.Combo.Input(
+                    "lora",
+                    options=[host.NONE, *loras()],
+                    default=host.NONE,
+                    tooltip="A file in models/loras or models/animatediff_motion_lora. Only what it has for the U-Net "
+                    "counts, not what it has for a text encoder.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of it is added: 1 is all of it, 0 nothing, less than 0 the opposite.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model_out", display_name="MODEL", tooltip="The model with the LoRA; the one that came in stays."
+                )
+            ],
+            **host.aliases("LoRA loader", "motion LoRA", "AnimateDiff LoRA", "camera motion", "peft"),
+        )
+
+    @classmethod
+    def execute(cls, model: Any, lora: str, strength: float) -> io.NodeOutput:
+        """Patches a clone."""
+        host.gen1_of(model)
+        path = lora_file(lora)
+        return io.NodeOutput(model if path is None else native.with_lora(model, path, strength=strength))
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None) -> bool | str:
+        """Whether the file is there, before anything runs."""
+        return checked(lambda: lora and lora_file(lora))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str | None = None, **others: Any) -> str:
+        """Another file of the same name means loading again."""
+        path = lora_file(lora) if lora else None
+        return "" if path is None else host.file_state(path)
+
+
+def loras() -> list[str]:
+    """Names in both folders, each once."""
+    return list(dict.fromkeys(name for folder in LORA_FOLDERS for name in host.model_files(folder)))
+
+
+def lora_file(name: str) -> Path | None:
+    """The file of a name, in models/loras first; None for "none". Raises ValueError where it is gone."""
+    folder = next((folder for folder in LORA_FOLDERS if name in host.model_files(folder)), LORA_FOLDERS[0])
+    return host.model_path(folder, name, kind="lora", option="lora")
 
 
 def checked(check: Callable[[], object]) -> bool | str:

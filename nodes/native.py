@@ -7,6 +7,7 @@ with_lora      MODEL, file                       -> MODEL; takes names that the 
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,24 @@ def model_of(gen1: Gen1) -> Any:
 
 
 def conditioning(
-    gen1: Gen1, structure: Structure, content: Content, *, on_step: OnStep = ignore_progress
+    gen1: Gen1,
+    structure: Structure,
+    content: Content,
+    *,
+    window: int = 0,
+    overlap: int = 0,
+    on_step: OnStep = ignore_progress,
 ) -> tuple[Conditioning, Conditioning, dict[str, torch.Tensor]]:
     """Structure with content, structure without, and the empty LATENT of the clip.
 
-    The tokens are the CONDITIONING's own, so the core's nodes can change, average and combine them. Raises ValueError
-    where the content is of another model or another number of frames.
+    The tokens are the CONDITIONING's own, so the core's nodes can change, average and combine them. ``window`` frames
+    are denoised together and share ``overlap`` (0: as the model prefers). Raises ValueError where the content is of
+    another model or another number of frames.
     """
     check_fit(gen1, content, structure.depth.shape[2])
     with torch.inference_mode():
         told = told_of(gen1, structure, content, on_step=on_step).to(torch.device("cpu"))
+    told = replace(told, window=window, overlap=overlap)
     positive = [[content.tokens[0].cpu(), {"gen1": told}]]
     negative = [[content.null[0].cpu(), {"gen1": dropped(told)}]]
     frames, height, width = told.size
@@ -66,7 +75,6 @@ def with_lora(model: Any, path: Path, *, strength: float) -> Any:
     The core's loaders know the first two. Raises ValueError as ``load_lora`` does.
     """
     # Attention processors of diffusers hide that to_out is a list, and the core asks for its first layer.
-    named = {
-        re.sub(r"_to_out(?=\.|$)", "_to_out_0", name): each for name, each in lora_tensors(load_lora(path)).items()
-    }
+    lora = replace(load_lora(path), text={})  # a MODEL has no text encoder
+    named = {re.sub(r"_to_out(?=\.|$)", "_to_out_0", name): each for name, each in lora_tensors(lora).items()}
     return with_lora_tensors(model, named, strength)

@@ -1,31 +1,37 @@
 """From structure and content to frames: ComfyUI's samplers or ours, with latents in and out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..gen1_core.diffusion.samplers import SAMPLERS
-from ..gen1_core.editing import latent_mask
-from ..gen1_core.frames import encode_source
+from ..gen1_core.editing import MaskOptions, latent_mask
+from ..gen1_core.frames import encode_source, read_latent_mask, size_for
 from ..gen1_core.gen1 import LATENT_CHANNELS, EditOptions, Gen1
 from ..gen1_core.models.autoencoder import FrameCodec, decode_clip
 from ..gen1_core.pipeline import check_fit, generate
 from ..gen1_core.structure.estimator import Structure
 from ..gen1_core.structure.feeds import PIXELS_PER_LATENT
 from ..gen1_core.tensors import Bytes, Latents, OnStep, to_bytes
+from ..gen1_core.video.clip import Clip
 from ..gen1_core.video.geometry import WorkingSize, from_working
 from . import host, native
+from .content import settled
+from .host_model import refuse_options
 
 OWN = "as the model prefers"
 """First choice of a combo: what the model was made for."""
 
 MAX_SEED = 2**64 - 1
+MOST_WINDOW = 256
+AS_GIVEN = MaskOptions(feather_px=0.0)
+"""Gen-1 Edit Mask grows and softens; a mask that comes in is used as it is."""
+
 LARGEST_MULTIPLE = 64
 """Of pixels: a U-Net of four levels on latents of an eighth of the size. Padding is always less."""
 
@@ -48,11 +54,19 @@ class Condition(io.ComfyNode):
                 ),
                 host.Structure.Input("structure", tooltip="What is kept of the clip, frame by frame."),
                 host.Content.Input("content", tooltip="What the clip should look like; its opposite is the negative."),
+                *windows(optional=True),
             ],
             outputs=[
-                io.Conditioning.Output("positive", tooltip="Structure with content: for Guider, KSampler, CFGGuider."),
                 io.Conditioning.Output(
-                    "negative", tooltip="The same structure without content: what guidance moves away from."
+                    "positive",
+                    display_name="positive",
+                    tooltip="Structure with content: for Guider, KSampler, CFGGuider. It works only with the MODEL "
+                    "of a Gen-1 loader.",
+                ),
+                io.Conditioning.Output(
+                    "negative",
+                    display_name="negative",
+                    tooltip="The same structure without content: what guidance moves away from.",
                 ),
                 io.Latent.Output("latent", tooltip="Empty latents, one for each frame, at the model's working size."),
             ],
@@ -60,10 +74,20 @@ class Condition(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, structure: Structure, content: Any) -> io.NodeOutput:
+    def validate_inputs(cls, window: int | None = 0, overlap: int | None = 0) -> bool | str:
+        """Before anything runs: whether windows move on."""
+        return windows_fit(window, overlap)
+
+    @classmethod
+    def execute(
+        cls, model: Any, structure: Structure, content: Any, window: int = 0, overlap: int = 2
+    ) -> io.NodeOutput:
         """Encodes the structure; the rest is handed on."""
-        progress = host.on_step("structure")
-        return io.NodeOutput(*native.conditioning(host.gen1_of(model), structure, content, on_step=progress))
+        gen1, progress = host.gen1_of(model), host.on_step("structure")
+        check_windows(gen1, window, overlap)
+        content = settled(content, structure.depth.shape[2])
+        told = native.conditioning(gen1, structure, content, window=window, overlap=overlap, on_step=progress)
+        return io.NodeOutput(*told)
 
 
 class Guider(io.ComfyNode):
@@ -82,7 +106,7 @@ class Guider(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Gen-1 model, with or without LoRA and the like."),
                 io.Conditioning.Input("positive", tooltip="From Gen-1 Condition: structure with content."),
                 io.Conditioning.Input("negative", tooltip="From Gen-1 Condition: structure without content."),
-                content_scale(default=1.5, minimum=0.0, own=""),
+                content_scale(),
                 temporal_scale(),
             ],
             outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
@@ -94,7 +118,9 @@ class Guider(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, content_scale: float, temporal_scale: float
     ) -> io.NodeOutput:
         """Nothing is computed yet."""
-        return io.NodeOutput(native.guider(model, positive, negative, content_scale, temporal_scale))
+        gen1 = host.gen1_of(model)  # that of another loader would pass over the structure without a word
+        scale = gen1.defaults.content_scale if content_scale < 0 else content_scale
+        return io.NodeOutput(native.guider(model, positive, negative, scale, temporal_scale))
 
 
 class Encode(io.ComfyNode):
@@ -113,6 +139,12 @@ class Encode(io.ComfyNode):
                 io.Image.Input("image", tooltip="The frames of the clip, of any size."),
                 io.Vae.Input("vae", tooltip="The autoencoder from the same loader as the model."),
                 io.Model.Input("model", tooltip="The model that will sample: it sets the working size."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is edited, black stays the clip's own; one mask, or one for every frame. It goes "
+                    "into the LATENT as its noise mask, at the place that the frames have in it.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="One for each frame; wire it in place of Condition's empty latents.")
@@ -121,12 +153,13 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: Tensor, vae: Any, model: Any) -> io.NodeOutput:
-        """A few frames at a time."""
-        codec = host.codec_of(vae)
+    def execute(cls, image: Tensor, vae: Any, model: Any, mask: Tensor | None = None) -> io.NodeOutput:
+        """A few frames at a time; the mask first, as it is quick and may not fit."""
+        codec, clip = host.codec_of(vae), host.clip_of(image)
         gen1 = replace(host.gen1_of(model), autoencoder=codec)
-        latents = encode_source(gen1, host.clip_of(image), on_step=host.on_step("encode"))
-        return io.NodeOutput(host.latent_of(latents, codec))
+        noise_mask = {} if mask is None else {"noise_mask": padded_mask(gen1, mask, clip)}
+        latents = encode_source(gen1, clip, on_step=host.on_step("encode"))
+        return io.NodeOutput({**host.latent_of(latents, codec), **noise_mask})
 
 
 class Sampler(io.ComfyNode):
@@ -152,27 +185,12 @@ class Sampler(io.ComfyNode):
                     default=OWN,
                     tooltip="How the steps are taken. The first choice is what the model was tried with.",
                 ),
-                io.Int.Input(
-                    "window",
-                    default=0,
-                    min=0,
-                    max=256,
-                    tooltip="Frames denoised together: fewer need less memory and move less as one. 0 is as the model "
-                    "prefers, with its own overlap.",
-                ),
-                io.Int.Input(
-                    "overlap",
-                    default=2,
-                    min=0,
-                    max=255,
-                    tooltip="Frames that neighbouring windows share, where window is set: more hides seams and takes "
-                    "longer.",
-                ),
+                *windows(optional=False),
                 io.Latent.Input(
                     "source",
                     optional=True,
                     tooltip="The clip's own latents from Gen-1 Encode: needed where strength is below 1, or where a "
-                    "noise mask (Set Latent Noise Mask) says what to edit.",
+                    "noise mask (mask of Gen-1 Encode) says what to edit.",
                 ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="One for each frame, for Gen-1 Decode or VAE Decode.")],
@@ -180,10 +198,12 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sampler: str = OWN) -> bool | str:
-        """The server does not check combos of V3 nodes."""
+    def validate_inputs(cls, sampler: str | None = OWN, window: int | None = 0, overlap: int | None = 0) -> bool | str:
+        """The server does not check combos of V3 nodes; what is wired is None here."""
         known = [OWN, *sorted(SAMPLERS)]
-        return sampler in known or f"sampler={sampler!r} is not one of the samplers; choose from {', '.join(known)}."
+        if sampler not in (None, *known):
+            return f"sampler={sampler!r} is not one of the samplers; choose from {', '.join(known)}."
+        return windows_fit(window, overlap)
 
     @classmethod
     def execute(
@@ -197,7 +217,9 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Checks first, then samples."""
         gen1 = host.gen1_of(model)
+        refuse_options(model)
         options = options_of(gen1, **values, **({} if sampler == OWN else {"sampler": sampler}))
+        content = settled(content, structure.depth.shape[2])
         check_fit(gen1, content, structure.depth.shape[2])
         known = None if source is None else source_latents(gen1, source, structure)
         if known is None and options.strength < 1:
@@ -209,10 +231,10 @@ class Sampler(io.ComfyNode):
         progress = host.on_step("structure", "sample")
         seen: dict[str, Any] = {
             "on_step": keeping(model, progress, shape=structure.depth.shape[2:]),
-            "on_latents": progress.previewing(gen1.autoencoder),
+            "on_latents": progress.previewing(gen1.autoencoder, model),
         }
         gen1 = host.ready(model)
-        with cancellable(gen1.unet):
+        with host.cancellable(gen1.unet):
             latents = generate(gen1, structure, content, options, source=known, mask=mask, **seen)
         return io.NodeOutput(host.latent_of(latents, gen1.autoencoder))
 
@@ -248,18 +270,66 @@ class Decode(io.ComfyNode):
         return io.NodeOutput(host.gather(host.ticking(decoded, progress, "decode", frames=frames), frames=frames))
 
 
-def content_scale(*, default: float, minimum: float, own: str) -> io.Float.Input:
-    """The slider for omega; ``own`` says what 0 means where it is not the scale 0."""
+def content_scale() -> io.Float.Input:
+    """The slider for omega; 0 is a scale of its own, so that both at 0 make every frame alone."""
     return io.Float.Input(
         "content_scale",
-        default=default,
-        min=minimum,
+        default=-1.0,
+        min=-1.0,
         max=30.0,
         step=0.1,
         round=0.01,
-        tooltip=f"How strongly the content is followed (omega of the paper); 1 is off.{own} The embedded model takes "
-        "about 1.5, Stable Diffusion about 7.5.",
+        tooltip="How strongly the content is followed (omega of the paper); 1 is off, 0 leaves the content out. Below "
+        "0 is as the model prefers: 1.5 for the embedded one, 7.5 for Stable Diffusion.",
     )
+
+
+def windows(*, optional: bool) -> list[Any]:
+    """How long clips are divided."""
+    return [
+        io.Int.Input(
+            "window",
+            optional=optional,
+            default=0,
+            min=0,
+            max=MOST_WINDOW,
+            tooltip="Frames denoised together: fewer need less memory and move less as one. 0 is as the model "
+            "prefers, with its own overlap.",
+        ),
+        io.Int.Input(
+            "overlap",
+            optional=optional,
+            default=2,
+            min=0,
+            max=MOST_WINDOW - 1,
+            tooltip="Frames that neighbouring windows share, where window is set: more hides seams and takes longer.",
+        ),
+    ]
+
+
+def windows_fit(window: int | None, overlap: int | None) -> bool | str:
+    """True, or why windows of so many frames do not move on; of what is wired nothing is known yet (None)."""
+    for name, value, most in (("window", window, MOST_WINDOW), ("overlap", overlap, MOST_WINDOW - 1)):
+        if isinstance(value, int) and not 0 <= value <= most:  # ComfyUI leaves what is judged here to us alone
+            return f"{name}={value} is no number of frames that fits; give 0 to {most}."
+    if isinstance(window, int) and isinstance(overlap, int) and 0 < window <= overlap:
+        return (
+            f"overlap={overlap} is not smaller than window={window}, so windows would not move; use 0 to {window - 1}."
+        )
+    return True
+
+
+def check_windows(gen1: Gen1, window: int, overlap: int) -> None:
+    """Raises ValueError for windows that do not move on, or are longer than the model knows."""
+    said = windows_fit(window, overlap)
+    if isinstance(said, str):
+        raise ValueError(said)
+    longest = gen1.unet.config.longest
+    if window > longest:
+        raise ValueError(
+            f"window={window} is longer than the {longest} frames this model has learnt positions for; set "
+            f"window to {longest} or less, or to 0."
+        )
 
 
 def temporal_scale() -> io.Float.Input:
@@ -279,7 +349,7 @@ def temporal_scale() -> io.Float.Input:
 def sliders() -> list[Any]:
     """What both samplers of ours ask: guidance, steps, strength, seed."""
     return [
-        content_scale(default=0.0, minimum=0.0, own=" 0 is as the model prefers."),
+        content_scale(),
         temporal_scale(),
         io.Int.Input(
             "steps",
@@ -311,34 +381,17 @@ def sliders() -> list[Any]:
 
 
 def options_of(gen1: Gen1, **sliders: Any) -> EditOptions:
-    """The model's own options with the sliders set; steps, content scale and window of 0 leave its own.
+    """The model's own options with the sliders set; steps and window of 0 and a content scale below 0 leave its own.
 
-    Raises ValueError for windows longer than the model knows.
+    Raises ValueError for windows that do not fit.
     """
-    own = [name for name in ("steps", "content_scale", "window") if sliders.get(name) == 0]
+    check_windows(gen1, sliders.get("window", 0), sliders.get("overlap", 0))
+    own = [name for name in ("steps", "window") if sliders.get(name) == 0]
+    own += ["content_scale"] if sliders.get("content_scale", 0) < 0 else []
     own += ["overlap"] if "window" in own else []
     said = {name: value for name, value in sliders.items() if name not in own}
     # One pass at a time costs a CPU nothing and halves its memory; a GPU is faster with both in one call.
-    options = replace(gen1.defaults, passes=1 if host.device().type == "cpu" else 2, **said)
-    longest = gen1.unet.config.longest
-    if options.window > longest:
-        raise ValueError(
-            f"window={options.window} is longer than the {longest} frames this model has learnt positions for; set "
-            f"window to {longest} or less, or to 0."
-        )
-    return options
-
-
-@contextmanager
-def cancellable(network: nn.Module) -> Iterator[None]:
-    """Inside, cancel takes effect between the layers of a network: on a CPU a step takes longer than a person waits."""
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    handles = [layer.register_forward_pre_hook(lambda *_: host.check_cancel()) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return replace(gen1.defaults, passes=1 if host.device().type == "cpu" else 2, **said)
 
 
 def keeping(model: Any, progress: OnStep, *, shape: Sequence[int]) -> OnStep:
@@ -368,6 +421,15 @@ def source_latents(gen1: Gen1, source: dict[str, Any], structure: Structure) -> 
             f"{wanted}; make both from the same frames and with the same model (Gen-1 Encode)."
         )
     return latents
+
+
+def padded_mask(gen1: Gen1, mask: Tensor, clip: Clip) -> Tensor:
+    """MASK as a noise mask ``[f 1 h w]`` over the latents of a clip, which are padded: as Edit Video's own.
+
+    Raises ValueError for a mask of another number of frames.
+    """
+    cells = read_latent_mask(host.mask_clip(mask), clip, size_for(gen1, clip), AS_GIVEN, chunk=gen1.defaults.chunk)
+    return rearrange(cells, "1 1 f h w -> f 1 h w").cpu()
 
 
 def mask_of(source: dict[str, Any], *, like: Latents | None) -> Tensor | None:

@@ -18,6 +18,9 @@ from ..gen1_core.video.clip import Clip
 from ..gen1_core.video.geometry import to_working
 from . import host
 
+PREVIEW = 1
+"""Its place among the outputs."""
+
 
 def sliders() -> list[Any]:
     """What every structure is given besides its depth."""
@@ -32,7 +35,7 @@ def sliders() -> list[Any]:
             "that the content may change the shapes.",
         ),
         io.Float.Input(
-            "strength",
+            "structure_strength",
             default=1.0,
             min=0.0,
             max=1.0,
@@ -48,7 +51,8 @@ def sliders() -> list[Any]:
             max=1.0,
             step=0.05,
             tooltip="Share of the sampling steps after which the structure is shown: 0 is from the first step on. "
-            "Later leaves the large shapes to the content.",
+            "Later leaves the large shapes to the content. Each sampler counts its own steps: two in a row, or denoise "
+            "below 1, count anew.",
         ),
         io.Float.Input(
             "end",
@@ -57,7 +61,7 @@ def sliders() -> list[Any]:
             max=1.0,
             step=0.05,
             tooltip="Share of the sampling steps after which the structure is no longer shown: 1 is to the last step. "
-            "Earlier leaves the details to the content.",
+            "Earlier leaves the details to the content. Each sampler counts its own steps.",
         ),
     ]
 
@@ -103,19 +107,33 @@ class DepthStructure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float = 0.0, end: float = 1.0) -> bool | str:
+    def validate_inputs(cls, start: float | None = 0.0, end: float | None = 1.0) -> bool | str:
         """Before anything runs: whether a step lies between start and end."""
         return steps_between(start, end)
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """A preview that nothing took before means working again."""
+        return f"preview {previewed()}"
+
+    @classmethod
     def execute(
-        cls, image: Tensor, depth: Any, model: Any, blur_level: int, strength: float, start: float, end: float
+        cls,
+        image: Tensor,
+        depth: Any,
+        model: Any,
+        blur_level: int,
+        structure_strength: float,
+        start: float,
+        end: float,
     ) -> io.NodeOutput:
         """Depth, and what the model sees of it."""
         gen1, clip = replace(host.gen1_of(model), depth=depth), host.clip_of(image)
-        progress = host.on_step("depth", "preview")
+        progress = progress_of("depth")
         estimate, _ = read_depth(gen1, clip, chunk=gen1.defaults.chunk, on_step=progress)
-        structure = Structure(depth=estimate.cpu(), blur_level=blur_level, strength=strength, start=start, end=end)
+        structure = Structure(
+            depth=estimate.cpu(), blur_level=blur_level, strength=structure_strength, start=start, end=end
+        )
         return io.NodeOutput(structure, shown(cls, gen1, structure, clip, progress))
 
 
@@ -152,29 +170,43 @@ class StructureFromImage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float = 0.0, end: float = 1.0) -> bool | str:
+    def validate_inputs(cls, start: float | None = 0.0, end: float | None = 1.0) -> bool | str:
         """Before anything runs: whether a step lies between start and end."""
         return steps_between(start, end)
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """A preview that nothing took before means working again."""
+        return f"preview {previewed()}"
+
+    @classmethod
     def execute(
-        cls, image: Tensor, model: Any, invert: bool, blur_level: int, strength: float, start: float, end: float
+        cls,
+        image: Tensor,
+        model: Any,
+        invert: bool,
+        blur_level: int,
+        structure_strength: float,
+        start: float,
+        end: float,
     ) -> io.NodeOutput:
         """The pictures' brightness at the working size, and what the model sees of it."""
         gen1, clip = host.gen1_of(model), host.clip_of(image)
-        progress = host.on_step("resize", "preview")
+        progress = progress_of("resize")
         size, parts = size_for(gen1, clip), []
         for part in image.split(gen1.defaults.chunk):
             grey = reduce(host.images_of(part), "f c h w -> f 1 h w", "mean")
             parts.append(to_working(1 - grey if invert else grey, size).cpu())
             progress("resize", sum(map(len, parts)), clip.num_frames)
         depth = rearrange(torch.cat(parts), "f 1 h w -> 1 1 f h w")
-        structure = Structure(depth=depth, blur_level=blur_level, strength=strength, start=start, end=end)
+        structure = Structure(depth=depth, blur_level=blur_level, strength=structure_strength, start=start, end=end)
         return io.NodeOutput(structure, shown(cls, gen1, structure, clip, progress))
 
 
-def steps_between(start: float, end: float) -> bool | str:
-    """What ``Structure`` says of them: True, or its error."""
+def steps_between(start: float | None, end: float | None) -> bool | str:
+    """What ``Structure`` says of them: True, or its error. Of what is wired nothing is known yet (None)."""
+    if not isinstance(start, int | float) or not isinstance(end, int | float):
+        return True  # what is no number is refused by ComfyUI itself
     try:
         Structure(depth=torch.zeros(1, 1, 1, 1, 1), start=start, end=end)
     except ValueError as error:
@@ -182,10 +214,24 @@ def steps_between(start: float, end: float) -> bool | str:
     return True
 
 
-def shown(node: type[io.ComfyNode], gen1: Gen1, structure: Structure, clip: Clip, progress: host.Progress) -> Tensor:
+def previewed() -> bool:
+    """Whether anything takes the preview: it is as large as the clip as IMAGE."""
+    return PREVIEW in host.linked_outputs(count=len(outputs()))
+
+
+def progress_of(stage: str) -> host.Progress:
+    """The bar of a structure."""
+    return host.on_step(stage, "preview") if previewed() else host.on_step(stage)
+
+
+def shown(
+    node: type[io.ComfyNode], gen1: Gen1, structure: Structure, clip: Clip, progress: host.Progress
+) -> Tensor | None:
     """The structure as IMAGE, as this model sees it; says on the node where it sees none at all."""
     if not gen1.reads_structure:
         host.say(node, "This model does not look at structure; load it with a depth ControlNet.")
+    if not previewed():
+        return None
     frames = host.ticking(seen(gen1, structure, clip), progress, "preview", frames=clip.num_frames)
     return host.gather(frames, frames=clip.num_frames)
 

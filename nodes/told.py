@@ -3,7 +3,7 @@
 The core's own condition objects repeat or cut a tensor to the batch, which here would pair frames with the wrong depth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,13 +26,16 @@ class Told:
     """Structure, hints, pictures and embedding of a clip; the tokens are the CONDITIONING's own.
 
     The network is told ``shown`` between ``start`` and ``end``, fractions of the sampling steps, and else ``hidden``,
-    the same without the structure.
+    the same without the structure. ``window`` frames are denoised together, neighbours share ``overlap``; 0 frames are
+    as the model prefers, with its own overlap.
     """
 
     shown: Condition
     hidden: Condition
     start: float = 0.0
     end: float = 1.0
+    window: int = 0
+    overlap: int = 0
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -51,28 +54,35 @@ class Told:
 
     def as_images(self) -> "Told":
         """The same with temporal layers off."""
-        return replace(self, shown=self.shown.as_images(), hidden=self.hidden.as_images())
+        return self.each(Condition.as_images)
 
     def to(self, device: torch.device) -> "Told":
         """The same on another device."""
-        return replace(self, shown=self.shown.to(device), hidden=self.hidden.to(device))
+        return self.each(lambda condition: condition.to(device))
 
     def cut(self, area: Sequence[int]) -> "Told":
         """An area (height, width, top, left, in latent pixels) of every frame."""
-        return replace(self, shown=_cut(self.shown, area), hidden=_cut(self.hidden, area))
+        return self.each(lambda condition: _cut(condition, area))
+
+    def each(self, change: Callable[[Condition], Condition]) -> "Told":
+        """The same with both conditions changed; what was one object stays one, as it may hold a long clip's hints."""
+        shown = change(self.shown)
+        return replace(self, shown=shown, hidden=shown if self.hidden is self.shown else change(self.hidden))
 
     def joins(self, other: "Told") -> bool:
         """Whether both can go through the network in one call."""
         return _likeness(self) == _likeness(other)
 
 
-def together(passes: Sequence[Told]) -> Told:
-    """Passes that join, along the batch axis."""
-    if len(passes) == 1:
-        return passes[0]
-    return replace(
-        passes[0], shown=stack([told.shown for told in passes]), hidden=stack([told.hidden for told in passes])
-    )
+def window_of(passes: Sequence[Condition], window: range, frames: int, like: Tensor) -> Condition:
+    """What passes that join are told of a window's frames, along the batch axis, where ``like`` is and in its dtype.
+
+    The whole clip stays on the CPU: hints are as large as its pictures.
+    """
+    if len(window) < frames:
+        passes = [condition.frames(torch.arange(window.start, window.stop)) for condition in passes]
+    joined = passes[0] if len(passes) == 1 else stack(passes)
+    return joined.to(like.device).to(like.dtype)
 
 
 def told_of(gen1: Gen1, structure: Structure, content: Content, *, on_step: OnStep = ignore_progress) -> Told:
@@ -86,7 +96,7 @@ def told_of(gen1: Gen1, structure: Structure, content: Content, *, on_step: OnSt
 
 def dropped(told: Told) -> Told:
     """The same without content: what guidance moves away from."""
-    return replace(told, shown=told.shown.dropped(), hidden=told.hidden.dropped())
+    return told.each(Condition.dropped)
 
 
 def nothing_told(config: UNetConfig, size: tuple[int, int, int]) -> Told:
@@ -116,14 +126,19 @@ def nothing_told(config: UNetConfig, size: tuple[int, int, int]) -> Told:
 
 
 def check_told(told: Told, size: tuple[int, int, int]) -> None:
-    """Refuses a structure of another clip than the latents."""
-    if told.size == size:
-        return
-    structure, latents = ("{} frames of {} x {}".format(*of) for of in (told.size, size))
-    raise ValueError(
-        f"the structure has {structure} latent pixels and the LATENT {latents}, so frames would be paired wrongly; "
-        "give the sampler the LATENT of the same Gen-1 Condition, or of Gen-1 Encode of the same clip."
-    )
+    """Refuses a structure of another clip, or for another working size, than the latents."""
+    if told.size[0] != size[0]:
+        raise ValueError(
+            f"the structure has {told.size[0]} frames and the LATENT {size[0]}, so frames would be paired wrongly; "
+            "give the sampler the LATENT of the same Gen-1 Condition, or of Gen-1 Encode of the same clip."
+        )
+    if told.size != size:
+        structure, latents = ("{1} x {2}".format(*of) for of in (told.size, size))
+        raise ValueError(
+            f"the structure has {structure} latent pixels (height, width) and the LATENT {latents}, so they do not lie "
+            "on each other; give the sampler the LATENT of the same Gen-1 Condition, and wire Gen-1 Encode and the "
+            "structure to one loader, whose short_side sets the size."
+        )
 
 
 def check_tokens(tokens: Tensor, config: UNetConfig, frames: int) -> None:
@@ -148,8 +163,7 @@ def _likeness(told: Told) -> tuple[object, ...]:
     """What passes of one call have in common."""
     each = (told.shown, told.hidden)
     return (
-        told.start,
-        told.end,
+        (told.start, told.end, told.window, told.overlap),
         *((c.image, c.structure.shape, c.structure.device) for c in each),
         *(tuple((hint.image.shape, hint.strength) for hint in c.hints) for c in each),
         *(tuple((picture.tokens.shape, picture.scales) for picture in c.pictures) for c in each),

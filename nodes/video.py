@@ -1,7 +1,6 @@
 """Videos in and out: the chosen frames of a clip as a stream, and a file that keeps rate, times, sound and workflow."""
 
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -13,7 +12,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..gen1_core.presets import DEMO_CLIP
-from ..gen1_core.tensors import Bytes
 from ..gen1_core.video.clip import Clip
 from ..gen1_core.video.timing import ReadOptions
 from . import host
@@ -25,6 +23,8 @@ IMAGES, AUDIO = 1, 2
 """Places among the outputs of Load Video: what costs memory and time, and is left out where nothing takes it."""
 
 DAY_S = 86400.0
+MOST_FRAMES = 10_000_000
+FRAME_RATE = 24.0
 NOTHING = "neither images nor a video is connected, so there is nothing to save; connect images, a video, or both."
 
 
@@ -106,6 +106,15 @@ class LoadVideo(io.ComfyNode):
                     tooltip="Longest side in pixels: a larger clip is made smaller, a smaller one stays. 0 keeps all.",
                 ),
                 io.Video.Input("video", optional=True, tooltip="A VIDEO to take the frames from instead of the file."),
+                io.Int.Input(
+                    "max_frames",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=MOST_FRAMES,
+                    tooltip="At most so many frames, of those that the other inputs leave: lower keeps fewer of the "
+                    "beginning. 0 keeps all.",
+                ),
             ],
             outputs=[
                 io.Video.Output("clip", display_name="VIDEO", tooltip="The chosen part, read when it is needed."),
@@ -117,7 +126,10 @@ class LoadVideo(io.ComfyNode):
                 io.Int.Output("frame_count", display_name="frame_count", tooltip="How many frames it has, exactly."),
             ],
             hidden=[io.Hidden.unique_id],
-            **host.aliases("open video", "import video", "trim", "fps", "resample", "video to images"),
+            **host.aliases(
+                *("open video", "import video", "trim", "fps", "resample", "video to images"),
+                *("VHS", "frame_load_cap", "force_rate", "skip_first_frames", "select_every_nth", "custom_width"),
+            ),
         )
 
     @classmethod
@@ -130,6 +142,7 @@ class LoadVideo(io.ComfyNode):
         fps: float,
         max_size: int,
         video: Any = None,
+        max_frames: int = 0,
     ) -> io.NodeOutput:
         """Looks the clip through; frames and sound are decoded only where something takes them."""
         options = ReadOptions(
@@ -143,7 +156,9 @@ class LoadVideo(io.ComfyNode):
         source = host.source_of_video(given, **vars(options))
         for note in source.notes:
             host.say(cls, note)
-        clip = given if options == ReadOptions() else host.video_from(source)
+        fewer = 0 < max_frames < source.clip.num_frames
+        source = beginning(source, max_frames) if fewer else source
+        clip = host.video_from(source) if fewer or options != ReadOptions() else given
         wanted = host.linked_outputs(count=5)
         images = read_images(source.clip) if IMAGES in wanted else None
         audio = host.audio_of(source.audio) if AUDIO in wanted else None
@@ -162,6 +177,12 @@ class LoadVideo(io.ComfyNode):
         """Another file of the same name, or an output that nothing took before, means reading again."""
         wanted = sorted(host.linked_outputs(count=5) & {IMAGES, AUDIO})
         return f"{host.file_state(path_of(file)) if file and 'video' not in others else ''} {wanted}"
+
+
+def beginning(source: host.Source, frames: int) -> host.Source:
+    """The first frames of a clip, with their sound."""
+    end_s = source.time_stamps[frames] if source.time_stamps else frames / source.frame_rate
+    return host.source_of_video(host.video_from(source), end_s=float(end_s))
 
 
 def read_images(clip: Clip) -> Tensor:
@@ -191,7 +212,7 @@ class SaveVideo(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "frame_rate",
-                    default=24.0,
+                    default=FRAME_RATE,
                     min=0.01,
                     max=1000.0,
                     step=0.001,
@@ -207,7 +228,9 @@ class SaveVideo(io.ComfyNode):
                     tooltip="Quality: 0 loses nothing, 18 hardly anything, higher makes smaller files. A video that is "
                     "H.264 in MP4 already is copied as it is.",
                 ),
-                io.Image.Input("images", optional=True, tooltip="Frames to save; they go before those of the video."),
+                io.Image.Input(
+                    "images", optional=True, tooltip="Frames to save; a connected video's own are left out."
+                ),
                 io.Video.Input(
                     "video",
                     optional=True,
@@ -243,9 +266,12 @@ class SaveVideo(io.ComfyNode):
             host.copy_file(same, file.path, host.metadata(cls))
         else:
             source = source if audio is None else host.with_sound(source, audio)
-            chunks = counted(clip, host.on_step("write"))
+            chunks = host.counted(clip, host.on_step("write"), "write")
             for note in host.write(file.path, chunks, source, metadata=host.metadata(cls), crf=crf):
-                host.say(cls, note)
+                if audio is None or "pcm_f32le" not in note:  # AUDIO is never compressed: to encode it is no news
+                    host.say(cls, note)
+        if video is None and frame_rate == FRAME_RATE and not host.linked_input(cls, "frame_rate"):
+            host.say(cls, f"Saved at {FRAME_RATE:g} frames a second; wire frame_rate or video to keep the source's.")
         return io.NodeOutput(host.video_of(file.path), ui=file.ui)
 
     @classmethod
@@ -265,12 +291,3 @@ def source_of(images: Tensor | None, video: Any, *, frame_rate: float) -> host.S
     given, clip = host.source_of_video(video), host.clip_of(images)
     same = given.clip.num_frames == clip.num_frames
     return replace(given, clip=clip, time_stamps=given.time_stamps if same else None)
-
-
-def counted(clip: Clip, progress: host.Progress) -> Iterator[Bytes]:
-    """The clip's chunks with a bar, and no preview: it would stay on the node in place of the video."""
-    done = 0
-    for chunk in clip:
-        done += len(chunk)
-        progress("write", done, clip.num_frames)
-        yield chunk

@@ -1,6 +1,7 @@
 """A ComfyUI workflow, version 0.4: nodes wired by name against their schemas and laid out in columns of groups."""
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,22 @@ from typing import Any
 
 from schemas import PREFIX, Input, Schemas, page_inputs
 
-WIDTH, NOTE_WIDTH, WIDE = 320, 420, 480
-TITLE, SLOT, WIDGET, TEXT, PICTURE = 30, 20, 24, 110, 240
+WIDTH, NOTE_WIDTH, WIDE = 320, 360, 400
+TITLE, SLOT, WIDGET, TEXT, PICTURE = 30, 20, 24, 84, 240
 GAP, MARGIN, HEADER = 40, 20, 60
 """Sizes in pixels, as the canvas of ComfyUI draws them."""
+
+TABLE_COLUMN = 170
+"""Of a note; a table that is wider is cut off."""
+
+PREVIEW = 216
+"""What a node grows by where it shows pictures while it works: without the room it would cover the one below."""
+
+PREVIEWING = {
+    *("EditVideo", "DepthStructure", "StructureFromImage", "Sampler", "Decode", "Compare", "EditMask"),
+    *("KSampler", "SamplerCustomAdvanced", "PreviewImage"),
+}
+"""Those nodes, ours and ComfyUI's."""
 
 STAGES = {
     "Load": "#3f789e",
@@ -79,14 +92,16 @@ class Group:
         return sum(widths) + GAP * (len(widths) - 1) + 2 * MARGIN, max(heights) + HEADER + MARGIN
 
     def place(self, left: int, top: int) -> None:
-        """Give every node its position."""
+        """Give every node its position, and those of a lane one width."""
         x = left + MARGIN
         for lane in self.lanes:
             y = top + HEADER
+            width = max(node.size[0] for node in lane)
             for node in lane:
+                node.size = (width, node.size[1])
                 node.position = (x, y + TITLE)
                 y += TITLE + node.size[1] + GAP
-            x += max(node.size[0] for node in lane) + GAP
+            x += width + GAP
 
 
 class Graph:
@@ -161,11 +176,12 @@ class Graph:
             raise SystemExit(f"{self.name}: {link.node.type} gives {wire}, and {kind} takes {target.wire} there.")
 
     def _note(self, text: str) -> Node:
+        columns = max(line.count("|") - 1 for line in text.splitlines())
         note = Node(
             id=1,
             type="MarkdownNote",
             title="Read me",
-            size=(NOTE_WIDTH, 120 + 22 * sum(1 + len(line) // 48 for line in text.splitlines())),
+            size=(max(NOTE_WIDTH, TABLE_COLUMN * columns), 80 + sum(line_height(line) for line in text.splitlines())),
             inputs=[],
             outputs=[],
             values={"text": text},
@@ -180,7 +196,7 @@ class Graph:
         """Positions of all nodes; the frames by the index of their group."""
         self.note.position = (0, HEADER)
         frames = {}
-        left = NOTE_WIDTH + GAP
+        left = self.note.size[0] + GAP
         for column in sorted({group.column for group in self.groups}):
             here = [(index, group) for index, group in enumerate(self.groups) if group.column == column]
             width, top = max(group.size()[0] for _, group in here), 0
@@ -240,16 +256,30 @@ class Graph:
         }
 
 
+def line_height(line: str) -> int:
+    """Of a line of Markdown in a note; links and addresses of a table are seen without their targets."""
+    seen = re.sub(r"\]\([^)]*\)", "", line)
+    if seen.startswith("#"):
+        return 24 * (1 + len(seen) // 30)
+    if seen.startswith("|"):
+        return 22
+    return 15 * (1 + len(seen) // 58) if seen else 10
+
+
 def size_of(kind: str, inputs: list[Input], outputs: list[tuple[str, str]]) -> tuple[int, int]:
     """Room for a node's slots and widgets, and for what it shows."""
     widgets = [one for one in inputs if one.widget]
     rows = max(sum(not one.widget for one in inputs), len(outputs))
     texts = sum(bool(one.options.get("multiline")) for one in widgets)
     height = SLOT * rows + WIDGET * (len(widgets) + sum(one.controlled for one in widgets)) + TEXT * texts + 16
-    shows = ("LoadImage", "LoadVideo", "SaveVideo", "PreviewAny")
+    shows = ("LoadImage", "LoadVideo", "SaveVideo")
     if kind.removeprefix(PREFIX) in shows:
         height += PICTURE
-    return (WIDE if texts else WIDTH), height
+    if kind.removeprefix(PREFIX) in PREVIEWING:
+        height += PREVIEW
+    if kind == "PreviewAny":
+        height += TEXT
+    return (WIDE if texts or kind.endswith("LoadPublic") else WIDTH), height
 
 
 def serialised(

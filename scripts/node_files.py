@@ -1,5 +1,7 @@
 """Writes every file that follows from the nodes' schemas: locales, tables of the help pages, docs/nodes.md, workflows.
 
+The schemas that they were made of are kept too, in tests/object_info.json, for checks without a ComfyUI.
+
     python scripts/node_files.py            write them
     python scripts/node_files.py --check    name those that are not what would be written, and fail
 
@@ -11,9 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
-from schemas import ROOT, comfyui_path, read_schemas
+from schemas import ROOT, SAVED, comfyui_path, lasting, read_schemas
 from templates import workflow_files
-from words import word_files
+from words import as_json, word_files
 
 
 def main() -> None:
@@ -26,7 +28,13 @@ def main() -> None:
         schemas = json.loads(options.schemas.read_text(encoding="utf-8"))
     else:
         schemas = read_schemas(comfyui_path())
-    files = {**word_files(schemas), **workflow_files(schemas)}
+    files = word_files(schemas)
+    workflows = workflow_files(schemas)
+    files |= workflows
+    used = {
+        node["type"] for path, text in workflows.items() if path.suffix == ".json" for node in json.loads(text)["nodes"]
+    }
+    files[SAVED] = as_json(lasting(schemas, used))
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     made = {path.name for path in files}
     left = [path for path in (ROOT / "workflows").glob("*.json") if path.name not in made]

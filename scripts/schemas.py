@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGEUPLOAD")
 
 UPLOADS = ("image_upload", "video_upload", "animated_image_upload")
 """Options of a list of files, to which the page adds a button."""
+
+SAVED = ROOT / "tests" / "object_info.json"
+"""What is checked where there is no ComfyUI: our nodes and those of its own that the workflows use."""
+
+KEPT = (
+    *("name", "display_name", "description", "category", "input", "input_order"),
+    *("output", "output_is_list", "output_name", "output_tooltips", "output_node"),
+)
+"""What the saved schemas say of a node; the rest is of one server alone, as the folder that the pack lies in."""
 
 MARK = "schemas:"
 """What the line with the answer begins with; ComfyUI prints others."""
@@ -49,9 +60,14 @@ def told(name, node):
         "input": inputs,
         "input_order": {key: list(value) for key, value in inputs.items()},
         "output": list(node.RETURN_TYPES),
+        "output_is_list": list(getattr(node, "OUTPUT_IS_LIST", [False] * len(node.RETURN_TYPES))),
         "output_name": list(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)),
         "name": name,
         "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(name, name),
+        "description": getattr(node, "DESCRIPTION", ""),
+        "category": getattr(node, "CATEGORY", "sd"),
+        "output_node": bool(getattr(node, "OUTPUT_NODE", False)),
+        **({"output_tooltips": list(node.OUTPUT_TOOLTIPS)} if hasattr(node, "OUTPUT_TOOLTIPS") else {}),
     }
 
 asyncio.run(load())
@@ -129,6 +145,20 @@ def our_nodes(schemas: Schemas) -> list[str]:
     return [name for name in schemas if name.startswith(PREFIX)]
 
 
+def lasting(schemas: Schemas, kinds: Iterable[str]) -> Schemas:
+    """Of our nodes and of other kinds, what is the same on every machine: lists of files are without the user's own."""
+    names = [*our_nodes(schemas), *sorted(set(kinds) & set(schemas) - set(our_nodes(schemas)))]
+    return {name: _without_files({key: schemas[name][key] for key in KEPT if key in schemas[name]}) for name in names}
+
+
+def _without_files(said: Any) -> Any:
+    if isinstance(said, dict):
+        return {key: _without_files(value) for key, value in said.items()}
+    if not isinstance(said, list):
+        return said
+    return [_without_files(one) for one in said if not (isinstance(one, str) and re.search(r"\w\.\w{2,12}$", one))]
+
+
 def inputs_of(schema: dict[str, Any]) -> list[Input]:
     """The inputs of a node in their order: required ones first, as ComfyUI's page has them."""
     found = []
@@ -141,9 +171,8 @@ def inputs_of(schema: dict[str, Any]) -> list[Input]:
 
 
 def page_inputs(schema: dict[str, Any]) -> list[Input]:
-    """The same with what ComfyUI's page adds of its own: the button to upload, behind all that is required."""
+    """The same with what ComfyUI's page adds of its own: the button to upload, which comes last."""
     inputs = inputs_of(schema)
     if any(one.options.get(name) for one in inputs for name in UPLOADS):
-        button = Input(name="upload", type="IMAGEUPLOAD", optional=False, options={"default": "image"})
-        inputs.insert(sum(not one.optional for one in inputs), button)
+        inputs.append(Input(name="upload", type="IMAGEUPLOAD", optional=False, options={"default": "image"}))
     return inputs

@@ -222,8 +222,8 @@ def tiny_parts(graph: Graph) -> None:
         )
         frames = decoded(graph, clip, model, latent["output"])
     with graph.group("Save", column=3):
-        grid = compare(graph, {"source": clip, "depth": structure, SKETCH: frames}, columns=3)
-        save(graph, grid, clip, "gen1_parts")
+        save(graph, frames, clip, "gen1_parts")
+        graph.add("PreviewImage", title="The depth that is kept", images=structure["IMAGE"])
 
 
 def tiny_content_swap(graph: Graph) -> None:
@@ -237,6 +237,7 @@ def tiny_content_swap(graph: Graph) -> None:
     with graph.group("Content", column=1):
         words = text(graph, model, SAND)
         look = picture(graph, clip)
+        graph.lane()
         shown = graph.add("Gen1_ContentFromImage", encoder=model["GEN1_ENCODER"], image=look["IMAGE"])
         mixed = graph.add("Gen1_BlendContent", a=words["GEN1_CONTENT"], b=shown["GEN1_CONTENT"], weight=0.5)
     frames = {"source": clip}
@@ -436,7 +437,7 @@ def sd15_animatediff_controlnet_ipadapter(graph: Graph) -> None:
 
     Each file is told by its content; *find by content* takes the only one of its kind, so renamed files are found too.
     Files that end in `.ckpt` are not offered for download by ComfyUI: follow the link. Any SD 1.5 finetune may stand in
-    place of the checkpoint.
+    place of the checkpoint. *Gen-1 Load LoRA* takes a style LoRA, or a motion LoRA of AnimateDiff, in place of *none*.
     """
     names = {weights.folder: weights for weights in SD15}
     with graph.group("Load", column=0):
@@ -451,6 +452,7 @@ def sd15_animatediff_controlnet_ipadapter(graph: Graph) -> None:
             clip_vision=names["clip_vision"].name,
             depth=names["depthanything"].name,
         )
+        styled = graph.add("Gen1_LoadLora", model=model["MODEL"])
     with graph.group("Structure", column=1):
         structure = depth_of(graph, clip, model)
     with graph.group("Content", column=1):
@@ -465,20 +467,19 @@ def sd15_animatediff_controlnet_ipadapter(graph: Graph) -> None:
     with graph.group("Sample", column=2):
         condition = graph.add(
             "Gen1_Condition",
-            model=model["MODEL"],
+            model=styled["MODEL"],
             structure=structure["GEN1_STRUCTURE"],
             content=content["GEN1_CONTENT"],
         )
         guider = graph.add(
             "Gen1_Guider",
-            model=model["MODEL"],
+            model=styled["MODEL"],
             positive=condition[POSITIVE],
             negative=condition[NEGATIVE],
-            content_scale=7.5,
         )
         noise = graph.add("RandomNoise", noise_seed=0)
         sampler = graph.add("KSamplerSelect", sampler_name="ddim")
-        sigmas = graph.add("BasicScheduler", model=model["MODEL"], scheduler="ddim_uniform", steps=25, denoise=1.0)
+        sigmas = graph.add("BasicScheduler", model=styled["MODEL"], scheduler="ddim_uniform", steps=25, denoise=1.0)
         graph.lane()
         latent = graph.add(
             "SamplerCustomAdvanced",

@@ -4,14 +4,14 @@ Needs playwright and a Chromium (CHROMIUM_PATH, or one on the PATH); skipped wit
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_canvas import OFFLINE, REPORT, Canvas, chromium
+from comfy_server import NotInstalled
 from workflow_files import FILES, ROOT, TINY, as_prompt, read
 
 NODES = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -20,126 +20,15 @@ CHINESE = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encod
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 each_tiny = pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
 
-READY = "() => window.app?.vueAppReady && app.graph && app.canvas && document.querySelector('#graph-canvas')"
-
-STATE = """() => JSON.stringify([
-  app.graph?.nodes.map(n => [n.id, n.type, ...n.pos, ...n.size]), app.graph?.links.size,
-  document.querySelectorAll('.p-dialog').length])"""
-
-STILL = f"""() => {{
-  const now = ({STATE})(), last = window.__last ?? {{}}
-  if (last.now !== now) window.__last = {{ now, since: performance.now() }}
-  return performance.now() - window.__last.since > 700
-}}"""
-
-REPORT = """() => {
-  const label = node => `${node.type} ${node.id}`
-  const nodes = app.graph.nodes
-  return {
-    count: nodes.length,
-    unknown: nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(label),
-    red: nodes.filter(n => n.has_errors).map(label),
-    open: nodes.flatMap(n => (n.inputs ?? []).filter(i =>
-      i.name in (n.constructor.nodeData?.input?.required ?? {}) && i.link == null && !i.widget
-    ).map(i => `${label(n)} ${i.name}`)),
-    links: [...app.graph.links.values()].map(l => {
-      const out = app.graph.getNodeById(l.origin_id)?.outputs?.[l.origin_slot]
-      const into = app.graph.getNodeById(l.target_id)?.inputs?.[l.target_slot]
-      return !!out && !!into && into.link === l.id && LiteGraph.isValidConnection(out.type, into.type)
-    }),
-    not_offered: nodes.flatMap(n => (n.widgets ?? []).filter(w =>
-      w.type === 'combo' && Array.isArray(w.options?.values) && !w.options.values.includes(w.value)
-    ).map(w => `${label(n)} ${w.name}`)),
-    overlaps: nodes.flatMap((a, i) => nodes.slice(i + 1).filter(b => {
-      const [ax, ay, aw, ah] = a.boundingRect, [bx, by, bw, bh] = b.boundingRect
-      return ax < bx + bw && bx < ax + aw && ay < by + bh && by < ay + ah
-    }).map(b => `${label(a)} ${label(b)}`)),
-  }
-}"""
-
-NOISE = ("/user.css", "/favicon.ico", "/api/userdata", "reading 'id'", "_ctx.$t is not a function")
-"""What the page logs at every start with no pack at all."""
-
-OFFLINE = ("huggingface.co", "fetchFileSize")
-"""What it logs where it cannot ask how large a missing file is."""
-
-
-class Canvas:
-    """The page, driven as a person would."""
-
-    def __init__(self, page: Any, url: str):
-        self.page, self.url = page, url
-        self.errors: list[str] = []
-        page.on("console", lambda said: said.type == "error" and self._note(f"{said.text} {said.location.get('url')}"))
-        page.on("pageerror", lambda error: self._note(str(error)))
-
-    def _note(self, message: str) -> None:
-        if not any(noise in message for noise in NOISE):
-            self.errors.append(message)
-
-    def open(self) -> None:
-        """The page, until it is at rest."""
-        self.page.goto(self.url, wait_until="domcontentloaded", timeout=240_000)
-        self.page.wait_for_function(READY, timeout=240_000)
-        self.rest()
-
-    def rest(self) -> None:
-        """Until nodes, links and dialogs stay as they are."""
-        self.page.evaluate("() => { window.__last = null }")
-        self.page.wait_for_function(STILL, polling=100, timeout=60_000)
-
-    def close_dialogs(self) -> list[str]:
-        """What they said."""
-        said = []
-        while self.page.locator(".p-dialog:visible").count():
-            said.append(self.page.locator(".p-dialog:visible").first.inner_text())
-            self.page.keyboard.press("Escape")
-            self.page.wait_for_timeout(500)
-        return said
-
-    def load(self, path: Path) -> dict[str, Any]:
-        """A workflow by the page's own Open; what is on the canvas then."""
-        self.page.set_input_files("#comfy-file-input", str(path))
-        name = "name => app.extensionManager.workflow.activeWorkflow?.path?.includes(name)"
-        self.page.wait_for_function(name, arg=path.stem, timeout=30_000)
-        self.rest()
-        return {**self.page.evaluate(REPORT), "dialogs": self.close_dialogs()}
-
-    def prompt(self) -> dict[str, Any]:
-        """What Run would send, without titles and without what nodes only show."""
-        told = self.page.evaluate("async () => (await app.graphToPrompt()).output")
-        for node in told.values():
-            for shown in ("video-preview", "preview"):
-                node["inputs"].pop(shown, None)
-        return {name: {"class_type": node["class_type"], "inputs": node["inputs"]} for name, node in told.items()}
-
-    def workflow(self) -> dict[str, Any]:
-        """What Save would write."""
-        return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
-
-    def types(self) -> list[str]:
-        """Of the nodes on the canvas."""
-        return self.page.evaluate("() => app.graph.nodes.map(n => n.type)")
-
-    def clear(self) -> None:
-        """An empty canvas."""
-        self.page.evaluate("() => app.graph.clear()")
-        self.rest()
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium that reaches this machine and nothing else."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("no Chromium; install one or set CHROMIUM_PATH")
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options.append("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
-    with driver.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield started
-        started.close()
+    """Skips where playwright or Chromium is missing."""
+    try:
+        with chromium() as started:
+            yield started
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +51,7 @@ def test_it_opens_whole(path: Path, canvas: Canvas) -> None:
     assert found["count"] == len(written["nodes"])
     assert len(found["links"]) == len(written["links"])
     assert all(found["links"])
-    for fault in ("unknown", "red", "open", "overlaps"):
+    for fault in ("unknown", "red", "open", "overlaps", "outside"):
         assert found[fault] == [], fault
     assert [error for error in canvas.errors if not any(known in error for known in OFFLINE)] == []
     assert canvas.prompt() == as_prompt(written)
@@ -186,20 +75,15 @@ def test_missing_weights_are_offered(canvas: Canvas) -> None:
 
 
 def test_run_runs(canvas: Canvas) -> None:
-    """Pressed in the page; the video then shows on the node, and no node is red."""
+    """Pressed in the page; the video then shows on the node, no node is red, and there was room for what they show."""
     canvas.load(ROOT / "workflows" / "tiny_text_edit.json")
     canvas.errors.clear()
-    watch = """() => { window.__end = null
-      for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(kind, () => { window.__end = kind }, { once: true }) }"""
-    canvas.page.evaluate(watch)
-    canvas.page.locator('[data-testid="queue-button"] button').first.click()
-    canvas.page.wait_for_function("() => window.__end || document.querySelector('.p-dialog')", timeout=900_000)
-    assert canvas.page.evaluate("() => window.__end") == "execution_success"
+    assert canvas.run() == "execution_success"
     shown = """() => app.graph.nodes.filter(n => n.type === 'Gen1_SaveVideo').flatMap(n => n.widgets ?? [])
       .flatMap(w => [...(w.element?.querySelectorAll?.('video') ?? [])]).some(v => v.videoWidth === 640)"""
     canvas.page.wait_for_function(shown, timeout=60_000)
-    assert canvas.page.evaluate(REPORT)["red"] == []
+    report = canvas.page.evaluate(REPORT)
+    assert report["red"] == report["overlaps"] == report["outside"] == []
     assert canvas.errors == []
 
 
@@ -271,9 +155,16 @@ def test_the_help_of_a_node_opens(canvas: Canvas) -> None:
     canvas.page.get_by_text("Which slider").wait_for(timeout=30_000)
 
 
-def test_templates_are_in_the_browser(server: Any) -> None:
-    """Under the pack's folder, each with its file."""
+def test_templates_are_in_the_browser(canvas: Canvas, server: Any) -> None:
+    """Under the pack's folder, each with its file and a thumbnail that the page can show."""
     listed = server.get("/workflow_templates")
-    (names,) = listed.values()
+    ((folder, names),) = listed.items()
     assert sorted(names) == [path.stem for path in FILES]
-    assert set(names) >= {path.stem for path in TINY}
+    canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    canvas.page.get_by_text(folder, exact=True).click()
+    for name in names:
+        card = f'[data-testid="template-workflow-{name}"] img'
+        canvas.page.locator(card).scroll_into_view_if_needed(timeout=30_000)
+        loaded = "card => document.querySelector(card)?.naturalWidth > 200"
+        canvas.page.wait_for_function(loaded, arg=card, timeout=30_000)
+    canvas.close_dialogs()

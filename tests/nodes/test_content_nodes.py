@@ -299,15 +299,16 @@ def test_what_cannot_be_read_is_refused(pack, tiny, public, tower, from_image, t
         (tiny, {"image": image, "clip_vision": seen}, "wire a picture into image"),
         (tiny, {"image": image, "prompt": SAND}, "give a prompt or an image"),
         (tiny, {"image": image, "prompt": SAND, "per_frame": True}, "give a prompt or an image"),
-        (tiny, {"image": pictures(2)}, "give one picture"),
+        (tiny, {"image": pictures(2)}, "switch per_frame on .* and mix them with Gen-1 Blend Content"),
         (tiny, {"clip_vision": seen, "per_frame": True}, "wire the picture into image instead"),
         (public, {"clip_vision": seen}, "switch per_frame on"),
-        (text_only, {"image": image}, "add an IP-Adapter with its CLIP vision"),
-        (text_only, {"clip_vision": seen, "per_frame": True}, "add an IP-Adapter with its CLIP vision"),
+        (text_only, {"image": image}, "choose an ip_adapter and its clip_vision in Gen-1 Load Public Weights"),
+        (text_only, {"clip_vision": seen, "per_frame": True}, "choose an ip_adapter and its clip_vision in"),
     ]
     for encoder, given, advice in refused:
-        with pytest.raises(ValueError, match=advice):
+        with pytest.raises(ValueError, match=advice) as caught:
             from_image(encoder, **given)
+        assert "--" not in str(caught.value) and "()" not in str(caught.value)
 
 
 def test_a_describer_of_another_kind_is_refused_only_where_it_must_be(pack, tiny, from_image):
@@ -367,6 +368,25 @@ def test_the_look_passes_from_a_to_b(tiny, run, from_text):
     close(1 - schedule(run, b, a, 1, 5, 8), [1, 1, 0.75, 0.5, 0.25, 0, 0, 0])  # exchanged
 
 
+def test_no_frames_are_those_of_the_clip(pack, tiny, run, from_text):
+    """Known where the content meets the clip; blends and further schedules wait as well."""
+    settled, (a, b) = pack("nodes.content").settled, (from_text(tiny, prompt) for prompt in (SAND, SNOW))
+    given = {"first_frame": 1, "last_frame": 5}
+    later = run("ScheduleContent", a=a, b=b, frames=0, **given)
+    for frames in (6, 9):
+        require_equal(settled(later, frames), run("ScheduleContent", a=a, b=b, frames=frames, **given))
+    half = run("BlendContent", a=later, b=b, weight=0.5)
+    torch.testing.assert_close(settled(half, 6).tokens, (settled(later, 6).tokens + b.tokens) / 2)
+    chained = run("ScheduleContent", a=later, b=a, frames=0, first_frame=5, last_frame=7)
+    torch.testing.assert_close(settled(chained, 8).tokens[:, :6], settled(later, 8).tokens[:, :6])
+    at_once = run("ScheduleContent", a=later, b=a, frames=8, first_frame=5, last_frame=7)
+    require_equal(at_once, settled(chained, 8))
+    assert settled(a, 6) is a
+    with pytest.raises(ValueError, match="ends with frame 4"):
+        settled(later, 5)
+    assert pack("nodes.content").ScheduleContent.validate_inputs(first_frame=40, last_frame=50, frames=0) is True
+
+
 def test_schedules_follow_one_another(tiny, run, from_text):
     looks = [from_text(tiny, prompt) for prompt in (SAND, SNOW, "molten lava")]
     first = run("ScheduleContent", a=looks[0], b=looks[1], first_frame=0, last_frame=2, frames=6)
@@ -381,6 +401,7 @@ def test_schedules_follow_one_another(tiny, run, from_text):
         ({"first_frame": 4, "last_frame": 4, "frames": 8}, "give last_frame=5 or more"),
         ({"first_frame": -1, "last_frame": 3, "frames": 8}, "give last_frame=1 or more"),
         ({"first_frame": 2, "last_frame": 8, "frames": 8}, "the clip's frame_count as frames"),
+        ({"first_frame": 2, "last_frame": 1_000_001, "frames": 0}, "give 1000000 at most"),
     ],
 )
 def test_frames_out_of_order_are_refused(pack, tiny, run, from_text, frames, advice):

@@ -34,12 +34,16 @@ SLIDERS = {
     "negative": "",
     "blur_level": 0,
     "structure_strength": 1.0,
-    "content_scale": 0.0,
+    "content_scale": -1.0,
     "temporal_scale": 1.0,
     "steps": 3,
     "strength": 1.0,
     "seed": 0,
 }
+
+
+HELD: list[Any] = []
+"""VIDEOs: the file of one is gone when nothing holds it."""
 
 
 def crop_of_bunny(frames: int) -> tuple[Tensor, Video]:
@@ -94,6 +98,7 @@ def video_at(pack: Any, path: Path, **inputs: Any) -> Path:
 
     with torch.inference_mode():
         output = pack.node("Gen1_EditVideo").execute(video=InputImpl.VideoFromFile(str(path)), **{**SLIDERS, **inputs})
+    HELD.append(output.result[0])
     return Path(output.result[0].get_stream_source())
 
 
@@ -206,7 +211,7 @@ def test_structure_strength_is_how_much_depth_counts(told_apart):
 
 @pytest.mark.slow
 def test_content_scale_follows_the_content(edited):
-    """The further, the more two contents differ; 0 is what the model was made for."""
+    """The further, the more two contents differ; below 0 is what the model was made for."""
 
     def apart(scale: float) -> float:
         return distance(edited(content_scale=scale), edited(prompt=DESERT, content_scale=scale))
@@ -282,6 +287,18 @@ def test_mask_keeps_the_source_where_it_is_black(edited, file):
     assert distance(half[..., :56], source[..., :56]) < 0.02
     assert distance(half[..., 72:], source[..., 72:]) > 0.1
     assert distance(edited(mask=torch.ones(4, 130, 130), steps=2), edited(steps=2)) < 0.01
+
+
+def test_what_other_nodes_want_of_the_cores_sampling_is_refused(pack, file, loaded):
+    model = loaded[0].clone()
+    model.set_model_sampler_cfg_function(lambda args: args["cond"])
+    with pytest.raises(ValueError, match=r"sampler_cfg_function.* or remove that node"):
+        video_at(pack, file, model=model)
+
+
+def test_prompts_may_have_choices(pack):
+    inputs = {one.id: one for one in pack.node("Gen1_EditVideo").GET_SCHEMA().inputs}
+    assert inputs["prompt"].dynamic_prompts and inputs["negative"].dynamic_prompts
 
 
 def test_nothing_to_edit_with_is_refused(pack, file):
@@ -437,6 +454,24 @@ def test_depth_error_is_of_both_clips(pack, loaded, gen1, source):
     assert same[3] == 0 < other[3] < 1 and f"depth error {other[3]:.4f}" in other[0]
     unsized = [read_depth(gen1, MemoryClip(clip))[0] for clip in (source, source.flip(-1))]
     assert other[3] == pytest.approx(depth_error(unsized[0], unsized[1]), rel=0.1)
+
+
+def test_depth_is_the_estimator_that_looks_at_both(pack, loaded, source):
+    """One that sees a wall everywhere finds nothing lost."""
+    wall = pack("nodes.host").depth_wire(lambda images: torch.zeros_like(images[:, :1]))
+    clips = {"edited": as_image(source), "source": as_image(source.flip(-1))}
+    assert measure(pack, loaded, **clips, depth=wall)[3] == 0 < measure(pack, loaded, **clips, depth=loaded[3])[3]
+
+
+def test_encoder_is_the_clip_that_sees_and_reads(pack, loaded, source):
+    """To one that sees the opposite in every frame the words fit the less, the more they fitted before."""
+    gen1 = pack("gen1_core.loading").load_gen1("tiny")
+    with torch.no_grad():
+        gen1.describer.encoder.clip.visual.proj.neg_()
+    other = pack("nodes.host").encoder_wire(gen1.describer)
+    ours, theirs = (measure(pack, (None, None, one), as_image(source)) for one in (loaded[2], other))
+    assert theirs[2] == pytest.approx(-ours[2], abs=1e-5) and abs(ours[2]) > 0.01
+    assert theirs[1] == pytest.approx(ours[1], abs=1e-5)
 
 
 def test_still_frames_are_consistent(pack, loaded, source):

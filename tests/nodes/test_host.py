@@ -174,14 +174,6 @@ def test_cancel_takes_effect_at_a_step_of_any_name(host: Any) -> None:
     host.check_cancel()
 
 
-def test_latents_are_shown_by_the_formats_colours(host: Any, pack: Any) -> None:
-    import comfy.latent_formats
-
-    progress = host.on_step("sample")
-    progress.show_latents(torch.randn(1, 4, 7, 4, 6), comfy.latent_formats.SD15())
-    assert progress._preview[1].size == (2 * 48, 2 * 32)
-
-
 def test_outputs_stay_in_the_output_folder(host: Any, pack: Any) -> None:
     first = host.output_file("a/b_%width%", width=16, height=9)
     assert first.path == pack.base / "output" / "a" / "b_16_00001_.mp4"

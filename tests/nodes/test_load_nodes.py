@@ -1,5 +1,6 @@
 """The loaders: what they give is the model of the files, every input counts, and what is missing is named."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -132,6 +133,48 @@ def test_every_choice_counts(pack: Any, public: Callable[..., Any]) -> None:
     assert torch.equal(weights(public(checkpoint="dream.safetensors")[1]), weights(vae))
 
 
+@pytest.mark.slow
+def test_checkpoint_is_what_draws(pack: Any, models: Path, public: Callable[..., Any]) -> None:
+    """Another finetune has other weights in the same network; one that is searched for has to be the only one."""
+    host, second = pack("nodes.host"), models / "checkpoints" / "finetune.safetensors"
+    write(second, {name: tensor * 1.5 for name, tensor in smaller("sd15_single_file").items()})
+    try:
+        first, other = (
+            host.gen1_of(public(checkpoint=name)[0]).unet for name in ("dream.safetensors", "finetune.safetensors")
+        )
+        name = "input_blocks.0.0.weight"
+        assert_close(other.state_dict()[name], 1.5 * first.state_dict()[name], rtol=1e-3, atol=1e-3)
+        with pytest.raises(ValueError, match=r"holds 2 files .*choose it in checkpoint"):
+            public()
+    finally:
+        second.unlink()
+
+
+@pytest.mark.slow
+def test_motion_joins_the_frames_and_control_shows_the_structure(pack: Any, public: Callable[..., Any]) -> None:
+    """Without the first, what a frame becomes does not depend on its neighbours; without the second, not on depth."""
+    host = pack("nodes.host")
+    joined, alone = (host.ready(public(motion=motion)[0]).unet for motion in (CONTENT, "none"))
+    x = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[:, :, 2] += 1.0
+    content = torch.randn(1, 1, 7, joined.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+
+    def first_frame(unet: Any, latents: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return unet(latents, torch.tensor([500.0]), content)[:, :, 0]
+
+    assert_close(first_frame(alone, changed), first_frame(alone, x))
+    assert not torch.allclose(first_frame(joined, changed), first_frame(joined, x))
+    assert host.gen1_of(public()[0]).reads_structure
+    assert not host.gen1_of(public(control="none")[0]).reads_structure
+
+
+def test_clip_vision_is_not_looked_at_without_an_ip_adapter(public: Callable[..., Any]) -> None:
+    for choice in ("none", "another.safetensors"):
+        assert not public(clip_vision=choice)[2].reads_pictures
+
+
 def test_files_that_do_not_belong_together_are_refused_in_the_words_of_the_node(public: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"SD ?XL|sdxl"):
         public(motion="xl.ckpt")
@@ -180,6 +223,95 @@ def test_a_file_that_changes_is_loaded_again(pack: Any, models: Path) -> None:
     write(models / NAMES["vae"][0], smaller(NAMES["vae"][1]))
     after = [node.fingerprint_inputs(**{**ALL, "vae": name}) for name in ("none", CONTENT, "mse.safetensors")]
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, False]
+
+
+def test_short_side_is_the_size_that_is_worked_at(pack: Any) -> None:
+    """Structure and latents are of it; the network's least is named."""
+    node, image = pack.node("Gen1_LoadModel"), torch.rand(2, 90, 120, 3)
+    shapes = []
+    for side in (64, 0, 256):
+        with torch.inference_mode():
+            model, vae, _, _ = node.execute(model="tiny (embedded)", short_side=side).args
+            latent = pack.node("Gen1_Encode").execute(image=image, vae=vae, model=model).args[0]["samples"]
+        shapes.append(latent.shape[-2])
+    assert shapes == [8, 16, 32]
+    with pytest.raises(ValueError, match=r"short_side=8 is smaller than .* raise short_side to \d+ or more"):
+        node.execute(model="tiny (embedded)", short_side=8)
+
+
+@pytest.mark.slow
+def test_public_weights_have_a_size_too(pack: Any, public: Callable[..., Any]) -> None:
+    gen1_of = pack("nodes.host").gen1_of
+    assert [gen1_of(public(short_side=side)[0]).diffusion.working_size for side in (0, 320)] == [512, 320]
+    node = pack.node("Gen1_LoadPublic")
+    assert node.fingerprint_inputs(**ALL, short_side=320) == node.fingerprint_inputs(**ALL)
+
+
+def lora_for(model: Any, prefix: str, *, layers: int) -> dict[str, torch.Tensor]:
+    """A LoRA under peft's names, for some layers of attention over frames or over pixels."""
+    unet = model.model.diffusion_model
+    wanted = [name for name, _ in unet.named_modules() if re.search(prefix + r".*\.to_q$", name)][:layers]
+    tensors = {}
+    for name in wanted:
+        out, width = unet.get_submodule(name).weight.shape
+        tensors[f"unet.{name}.lora_A.weight"] = torch.ones(2, width)
+        tensors[f"unet.{name}.lora_B.weight"] = torch.ones(out, 2)
+    assert len(wanted) == layers
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def lora_files(pack: Any) -> Iterator[Any]:
+    """A style of peft's and a motion LoRA, each in its folder, and the embedded model."""
+    pack("nodes.host").register_folders()
+    model = pack.node("Gen1_LoadModel").execute(model="tiny (embedded)").args[0]
+    files = {
+        "loras/style.safetensors": lora_for(model, "", layers=3),
+        "animatediff_motion_lora/pan.safetensors": lora_for(model, "", layers=2),
+        "loras/elsewhere.safetensors": {
+            "lora_unet_elsewhere.lora_down.weight": torch.ones(1, 4),
+            "lora_unet_elsewhere.lora_up.weight": torch.ones(4, 1),
+        },
+    }
+    for name, tensors in files.items():
+        write(pack.base / "models" / name, tensors)
+    yield model
+    for name in files:
+        (pack.base / "models" / name).unlink()
+
+
+def test_loras_of_both_folders_are_offered_and_loaded(pack: Any, lora_files: Any) -> None:
+    node, model = pack.node("Gen1_LoadLora"), lora_files
+    options = next(one.options for one in node.define_schema().inputs if one.id == "lora")
+    assert options == ["none", "elsewhere.safetensors", "style.safetensors", "pan.safetensors"]
+    style, pan = (node.execute(model=model, lora=name, strength=1.0).args[0] for name in options[2:])
+    assert (len(style.patches), len(pan.patches)) == (3, 2)
+    assert node.execute(model=model, lora="none", strength=1.0).args[0] is model
+    assert node.validate_inputs(lora="pan.safetensors") is True
+    assert "models/loras" in node.validate_inputs(lora="gone.safetensors")
+    assert node.fingerprint_inputs(lora="pan.safetensors") != node.fingerprint_inputs(lora="style.safetensors")
+
+
+def test_strength_is_how_much_of_a_lora_is_added(pack: Any, lora_files: Any) -> None:
+    """To the MODEL that comes in, which stays as it is."""
+    import comfy.lora
+
+    node, model = pack.node("Gen1_LoadLora"), lora_files
+
+    def change(strength: float) -> torch.Tensor:
+        patched = node.execute(model=model, lora="pan.safetensors", strength=strength).args[0]
+        key = next(iter(patched.patches))
+        weight = model.model_state_dict()[key]
+        return comfy.lora.calculate_weight(patched.patches[key], weight.float().clone(), key) - weight
+
+    torch.testing.assert_close(change(1.0), torch.full_like(change(1.0), 2.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(change(0.25), torch.full_like(change(1.0), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(change(-1.0), -change(1.0), atol=1e-3, rtol=0)
+    assert not change(0.0).any() and not model.patches
+    styled = node.execute(model=model, lora="style.safetensors", strength=1.0).args[0]
+    for other in (model, styled):
+        with pytest.raises(ValueError, match="take one for Stable Diffusion"):
+            node.execute(model=other, lora="elsewhere.safetensors", strength=1.0)
 
 
 def test_a_depth_estimator_alone(pack: Any, models: Path) -> None:

@@ -227,23 +227,79 @@ def test_other_nodes_guidance_is_kept_under_ours(tiny) -> None:
     assert relative_error(guided(tiny, options=options, model=model), guided(tiny, options=options)) > 1e-3
 
 
+def test_what_other_nodes_do_before_the_guidance_is_kept_under_ours(tiny) -> None:
+    """Perturbed attention and its like hang in there; each once a step, and what they make of the passes counts."""
+    options = replace(tiny.options, temporal_scale=1.5)
+    plain, seen = guided(tiny, options=options), []
+    batch = tiny.its.comfy.samplers.calc_cond_batch
+
+    def before(args: Any) -> Any:
+        seen.append("before")
+        return args["conds_out"]
+
+    def passes(args: Any) -> Any:
+        seen.append("passes")
+        return batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+
+    model = tiny.model.clone()
+    model.set_model_sampler_pre_cfg_function(before)
+    model.set_model_sampler_calc_cond_batch_function(passes)
+    assert relative_error(guided(tiny, options=options, model=model), plain) < SAME
+    assert seen == ["passes", "before"] * options.steps
+    model = tiny.model.clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: [1.1 * args["conds_out"][0], args["conds_out"][1]])
+    assert relative_error(guided(tiny, options=options, model=model), plain) > 0.01
+
+
+def test_what_is_told_of_a_long_clip_stays_where_it_is(public) -> None:
+    """Hints have the size of the pictures: the GPU is given a window of them at a time, and one object stays one."""
+    told, elsewhere = public.conds[0][0][1]["gen1"], torch.device("meta")
+    assert told.hidden is told.shown
+    for changed in (told.to(elsewhere), told.as_images(), told.cut((4, 4, 0, 0)), public.its.told.dropped(told)):
+        assert changed.hidden is changed.shown
+    given = {"gen1": told, "cross_attn": public.conds[0][0][0], "noise": noise(public.its, FRAMES)}
+    cond = public.model.model.extra_conds(**given, device=elsewhere)["gen1"].cond
+    assert cond.shown.hints[0].image is told.shown.hints[0].image
+    some = public.its.told.window_of([told.shown] * 2, range(2, 5), FRAMES, torch.zeros(1, device=elsewhere))
+    assert some.hints[0].image.device == elsewhere and some.hints[0].image.shape[:3] == (2, 1, 3)
+
+
+def test_condition_may_say_how_a_clip_is_divided(tiny) -> None:
+    options = replace(tiny.options, window=4, overlap=1)
+    conds = tiny.its.native.conditioning(tiny.reference, tiny.structure, tiny.content, window=4, overlap=1)[:2]
+    found = stock(tiny, conds, options=options)
+    assert relative_error(found, ours(tiny, options=options)) < SAME
+    assert relative_error(found, stock(tiny)) > 0.01
+
+
 def test_it_stays_right_where_layers_are_left_on_the_cpu(tiny) -> None:
-    """Low VRAM: weights are cast layer by layer, LoRA included."""
+    """Low VRAM: weights are cast layer by layer, LoRA included; layers leave and come back."""
     before = stock(tiny)
     model = tiny.its.native.model_of(tiny.its.loading.load_gen1("tiny"))
-    model.patch_model(device_to=model.load_device, lowvram_model_memory=100_000)
-    assert model.model.model_lowvram and model.loaded_size() < model.model_size() / 2
-    model.pre_run()
-    given = {"gen1": tiny.conds[0][0][1]["gen1"], "cross_attn": tiny.conds[0][0][0]}
-    start = noise(tiny.its, FRAMES)
-    found = model.model.extra_conds(**given, noise=start, device=start.device)
-    ready = {name: cond.process_cond(batch_size=FRAMES).cond for name, cond in found.items()}
-    sigma = torch.full((FRAMES,), 2.0)
-    partial = model.model.apply_model(start, sigma, **ready)
-    model.detach()
-    tiny.model.pre_run()
-    assert apart(partial, tiny.model.model.apply_model(start, sigma, **ready)) < 1e-5
+    tensors = lora_of(tiny.reference.unet, *STOCK_NAMES["kohya"])
+    changed, _ = tiny.its.comfy.sd.load_lora_for_models(model, None, tensors, 0.8, 0)
+    changed.patch_model(device_to=changed.load_device, lowvram_model_memory=100_000)
+    assert changed.model.model_lowvram and changed.loaded_size() < changed.model_size() / 2
+    partial = one_call(tiny, changed)
+    changed.partially_load(changed.load_device, extra_memory=10**9)
+    assert not changed.model.model_lowvram
+    whole = one_call(tiny, changed)
+    assert changed.partially_unload(changed.offload_device, 300_000) >= 300_000
+    assert apart(partial, whole) < 1e-5 and apart(one_call(tiny, changed), whole) < 1e-5
+    changed.detach()
+    tiny.model.patch_model()
+    assert apart(one_call(tiny, tiny.model), whole) > 1e-3
     assert apart(stock(tiny), before) == 0.0
+
+
+def one_call(case: Any, model: Any) -> Tensor:
+    """Of the network, as it lies in memory."""
+    model.pre_run()
+    given = {"gen1": case.conds[0][0][1]["gen1"], "cross_attn": case.conds[0][0][0]}
+    start = noise(case.its, FRAMES)
+    found = model.model.extra_conds(**given, noise=start, device=start.device)
+    ready = {name: cond.process_cond(batch_size=FRAMES).concat([]) for name, cond in found.items()}
+    return model.model.apply_model(start, torch.full((FRAMES,), 2.0), **ready)
 
 
 def test_unloading_changes_nothing(tiny) -> None:
@@ -405,6 +461,8 @@ def test_what_does_not_fit_is_refused(tiny) -> None:
     start = noise(tiny.its, FRAMES - 2)
     with pytest.raises(ValueError, match=r"LATENT of the same Gen-1 Condition"):
         stock(tiny, start=start)
+    with pytest.raises(ValueError, match=r"8 x 12 latent pixels .* 4 x 12.*one loader, whose short_side sets the size"):
+        stock(tiny, start=noise(tiny.its, FRAMES)[:, :, :4])
     plain = [[tiny.content.tokens[0], {}]]
     with pytest.raises(ValueError, match=r"from Gen-1 Condition"):
         stock(tiny, (plain, plain), start=noise(tiny.its, FRAMES))
@@ -560,6 +618,115 @@ def strengthened(told: Any, strength: float) -> Any:
     return replace(told, shown=shown, hidden=shown)
 
 
+# Control networks as the core loads them, by its names.
+
+
+@pytest.fixture(scope="module")
+def published(its) -> SimpleNamespace:
+    """The smallest U-Net that the core takes for Stable Diffusion 1.5, and a ControlNet for it under official names."""
+    config = its.unet.UNetConfig(
+        in_channels=4,
+        block_out_channels=(320, 320),
+        layers_per_block=1,
+        attention=(True, False),
+        num_attention_heads=8,
+        cross_attention_dim=768,
+        temporal=False,
+    )
+    generator = torch.Generator().manual_seed(6)
+    with torch.inference_mode():
+        reference = its.gen1.Gen1(
+            unet=randomised(its.unet.SpaceTimeUNet(config), 0),
+            autoencoder=Codec(),
+            depth=None,
+            describer=None,
+            diffusion=its.gen1.Diffusion(prediction="eps", schedule=its.schedule.Schedule()),
+            defaults=its.gen1.EditOptions(steps=1, sampler="euler", content_scale=3.0, window=16),
+        )
+        tokens = torch.randn(2, 1, 1, 7, 768, generator=generator)
+        content = its.encoder.Content(tokens=tokens[0], null=tokens[1])
+        structure = its.structure.Structure(depth=depth(2))
+        model = its.native.model_of(reference)
+        conds = its.native.conditioning(reference, structure, content)[:2]
+        control = randomised(its.control.ControlNet(its.control.ControlNetConfig(trunk=config)), 1)
+        names = its.control_files.controlnet_table(control.config)
+        official = its.keymap.to_theirs(control.state_dict(), names)
+    unet = {name: weight.clone() for name, weight in model.model.diffusion_model.state_dict().items()}
+    return SimpleNamespace(
+        its=its,
+        reference=reference,
+        model=model,
+        conds=conds,
+        options=replace(reference.defaults, seed=3),
+        official=official,
+        shared=[name for name in official if name in unet],
+        unet=unet,
+    )
+
+
+def controlled(case: Any, tensors: dict[str, Tensor], tmp_path: Any, *, model: Any = None) -> Tensor:
+    """What a file makes of the clip, loaded and applied as by the core's nodes."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "control.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return stock(case, with_control(case, case.its.comfy.controlnet.load_controlnet(str(path), model)))
+
+
+def with_control(case: Any, control: Any) -> Any:
+    picture = torch.rand(2, 3, 8 * HEIGHT, 8 * WIDTH, generator=torch.Generator().manual_seed(4))
+    control = control.copy().set_cond_hint(picture, 0.8, (0.0, 1.0))
+    return [[[tokens, {**said, "control": control}] for tokens, said in cond] for cond in case.conds]
+
+
+def test_a_controlnet_stored_as_a_difference_is_added_to_the_model(published, tmp_path, record_property) -> None:
+    """By DiffControlNetLoader, which passes over what it does not find by its own names."""
+    assert len(published.shared) > 50
+    whole = controlled(published, published.official, tmp_path)
+    file = {f"control_model.{name}": tensor.clone() for name, tensor in published.official.items()}
+    for name in published.shared:
+        file[f"control_model.{name}"] -= published.unet[name]
+    found = controlled(published, {**file, "difference": torch.zeros(1)}, tmp_path, model=published.model)
+    record_property("norm_ratio", relative_error(found, whole))
+    assert relative_error(found, whole) < SAME
+    assert relative_error(whole, stock(published)) > 0.01
+
+
+def test_a_control_lora_is_filled_from_the_model(published, tmp_path, record_property) -> None:
+    layers = ("input_blocks.1.1.transformer_blocks.0.attn1.to_q", "middle_block.0.in_layers.2")
+    file = {name: tensor for name, tensor in published.official.items() if name not in published.shared}
+    whole = {**file, **{name: published.unet[name] for name in published.shared}}
+    generator = torch.Generator().manual_seed(9)
+    for layer in layers:
+        weight = whole[f"{layer}.weight"]
+        file[f"{layer}.up"] = torch.randn(len(weight), 4, generator=generator) * 0.1
+        file[f"{layer}.down"] = torch.randn(4, weight[0].numel(), generator=generator) * 0.1
+        change = (file[f"{layer}.up"] @ file[f"{layer}.down"]).reshape(weight.shape)
+        whole[f"{layer}.weight"] = weight + change
+    lora = {**file, "lora_controlnet": torch.zeros(1)}
+    found, wanted = controlled(published, lora, tmp_path), controlled(published, whole, tmp_path)
+    record_property("norm_ratio", relative_error(found, wanted))
+    assert relative_error(found, wanted) < SAME
+    assert relative_error(wanted, stock(published)) > 0.01
+    with pytest.raises(ValueError, match=r"use a whole ControlNet for Stable Diffusion 1\.5"):
+        controlled(published, {**lora, "input_blocks.9.0.in_layers.2.up": torch.ones(320, 4)}, tmp_path)
+
+
+def test_control_networks_for_another_model_are_refused(tiny, published, tmp_path) -> None:
+    """A Gen-1 model of its own reads the structure beside the latents, and has other widths."""
+    case = SimpleNamespace(**{**vars(tiny), "conds": conds_of_two(tiny)})
+    with pytest.raises(ValueError, match=r"the kind of model it was trained on"):
+        controlled(case, published.official, tmp_path)
+    lora = {"lora_controlnet": torch.zeros(1), "input_hint_block.0.weight": torch.zeros(16, 3, 3, 3)}
+    with pytest.raises(ValueError, match=r"with a model of public weights"):
+        controlled(case, lora, tmp_path)
+
+
+def conds_of_two(case: Any) -> Any:
+    structure = replace(case.structure, depth=depth(2))
+    return case.its.native.conditioning(case.reference, structure, case.content)[:2]
+
+
 def test_plain_text_conditioning_is_silent_elsewhere(public) -> None:
     """CLIP Text Encode of the core: no picture, no structure, and nothing refused."""
     its = public.its
@@ -636,8 +803,8 @@ def test_the_preview_has_the_right_colours(tiny) -> None:
     picture = torch.nn.functional.interpolate(shown, (64, 64), mode="bilinear")
     latents = tiny.reference.autoencoder.encode(2 * picture - 1)
     form = tiny.model.model.latent_format
-    colours = torch.einsum("nchw,cd->ndhw", latents, torch.tensor(form.latent_rgb_factors))
-    colours = colours + torch.tensor(form.latent_rgb_factors_bias)[:, None, None]
+    factors, constant = (torch.tensor(part) for part in form.colours)
+    colours = torch.einsum("nchw,cd->ndhw", latents, factors) + constant[:, None, None]
     seen = torch.nn.functional.interpolate(2 * picture - 1, (8, 8), mode="area")
     assert (colours - seen).abs().mean() < 0.1
 

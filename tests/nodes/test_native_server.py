@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STEPS, SCALE, SEED = 3, 1.5, 5
-SLIDERS = {"invert": False, "blur_level": 0, "strength": 1.0, "start": 0.0, "end": 1.0}
+SLIDERS = {"invert": False, "blur_level": 0, "structure_strength": 1.0, "start": 0.0, "end": 1.0}
 
 
 def parts() -> dict[str, Any]:

@@ -14,7 +14,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-SLIDERS = {"invert": False, "blur_level": 0, "strength": 1.0, "start": 0.0, "end": 1.0}
+SLIDERS = {"invert": False, "blur_level": 0, "structure_strength": 1.0, "start": 0.0, "end": 1.0}
 
 PARTS = {
     "load": node("Gen1_LoadModel", model="tiny (embedded)"),
@@ -98,6 +98,22 @@ def test_several_frames_are_shown(name: str, previewing: Any) -> None:
 
 def grey(picture: Image.Image, size: tuple[int, ...] = (48, 32)) -> np.ndarray:
     return np.asarray(picture.convert("L").resize((size[0], size[1]), Image.Resampling.BOX), dtype=np.float64)
+
+
+@pytest.mark.parametrize("method", ["none", "auto"])
+def test_it_hands_on_what_later_versions_say_besides(method: str, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI after 0.3.64 calls with ``latent_shapes``."""
+    progress = pack("nodes.host_progress")
+    monkeypatch.setattr(progress.args, "preview_method", progress.LatentPreviewMethod(method))
+    told: dict[str, Any] = {}
+
+    def sample(*given: Any, **named: Any) -> str:
+        told.update(given=given, named=named)
+        return "latents"
+
+    wrapper = progress.several_frames(None)
+    assert wrapper(sample, 1, 2, 3, [1.0, 0.0], None, None, False, 7, latent_shapes=[(4,)]) == "latents"
+    assert told["named"] == {"latent_shapes": [(4,)]} and told["given"][-2:] == (False, 7)
 
 
 def test_where_previews_are_off_none_come_from_core_samplers(server: Any) -> None:

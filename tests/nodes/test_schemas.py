@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_lint.linter import lint_workflow
+from comfy_lint.schema import normalize
+from workflow_files import FILES, TINY, as_prompt, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
 NODES = """
-    Gen1_LoadModel Gen1_LoadPublic Gen1_LoadDepth
+    Gen1_LoadModel Gen1_LoadPublic Gen1_LoadDepth Gen1_LoadLora
     Gen1_LoadVideo Gen1_SaveVideo
     Gen1_DepthStructure Gen1_StructureFromImage
     Gen1_ContentFromText Gen1_ContentFromImage Gen1_BlendContent Gen1_ScheduleContent
@@ -30,74 +33,135 @@ CORE_TYPES = set(
     INT FLOAT STRING BOOLEAN COMBO""".split()
 )
 
+LOADERS = {"Gen1_LoadModel", "Gen1_LoadPublic"}
 LANGUAGES = ("en", "zh")
 EXECUTE_LINES = 40
 
 
-def sockets(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every input and output of a node, with its full name."""
-    for kind, ones in (("input", schema.inputs), ("output", schema.outputs)):
-        for one in ones or []:
-            yield f"{schema.node_id} {kind} {one.id}", one
+INFO = json.loads((ROOT / "tests" / "object_info.json").read_text(encoding="utf-8"))
+"""What a server says of them, and of those of its own that the workflows use, so that most can be checked without a
+ComfyUI. scripts/node_files.py writes it, test_words.py compares it with a server."""
+
+OURS = {name: info for name, info in INFO.items() if name.startswith("Gen1_")}
 
 
-@pytest.fixture(scope="module")
-def schemas(pack: Any) -> list[Any]:
-    return [node.GET_SCHEMA() for node in pack.nodes()]
+def inputs(info: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, type and options of every input."""
+    for group in ("required", "optional"):
+        for name, (kind, *said) in info["input"].get(group, {}).items():
+            yield name, kind, said[0] if said else {}
 
 
-def test_the_nodes_are_these(schemas: list[Any]) -> None:
-    assert [schema.node_id for schema in schemas] == NODES
+def tooltips(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of every input and output, by the name that the canvas shows."""
+    yield from ((f"{info['name']} {name}", said.get("tooltip", "")) for name, _, said in inputs(info))
+    for name, told in zip(info["output_name"], info["output_tooltips"], strict=True):
+        yield f"{info['name']} {name}", told or ""
+
+
+def test_the_nodes_are_these() -> None:
+    assert list(OURS) == NODES
 
 
 def test_it_is_a_v3_pack_alone(pack: Any) -> None:
     assert not hasattr(pack.module, "NODE_CLASS_MAPPINGS")  # comfy_entrypoint would be ignored
 
 
-def test_every_node_says_what_it_is(schemas: list[Any]) -> None:
-    for schema in schemas:
-        assert schema.category == "Gen-1"
-        assert schema.display_name.startswith("Gen-1 ")
-        assert len(schema.description) > 20, schema.node_id
-    assert len({schema.display_name for schema in schemas}) == len(schemas)
+def test_every_node_says_what_it_is() -> None:
+    for name, info in OURS.items():
+        assert info["name"] == name
+        assert info["category"] == "Gen-1"
+        assert info["display_name"].startswith("Gen-1 ")
+        assert len(info["description"]) > 20, name
+    assert len({info["display_name"] for info in OURS.values()}) == len(OURS)
 
 
-def test_every_socket_has_a_tooltip(schemas: list[Any]) -> None:
-    without = [
-        name for schema in schemas for name, one in sockets(schema) if not re.fullmatch(r".{8,}[.?]", one.tooltip or "")
-    ]
-    assert without == []
+def test_every_socket_has_a_tooltip() -> None:
+    said = [one for info in OURS.values() for one in tooltips(info)]
+    assert [name for name, tooltip in said if not re.fullmatch(r".{8,}[.?]", tooltip)] == []
+    for name, tooltip in said:
+        assert tooltip.lower().strip(". ") != name.split()[-1].replace("_", " "), name
 
 
-def test_every_tooltip_is_a_persons_sentence(schemas: list[Any]) -> None:
-    for schema in schemas:
-        for name, one in sockets(schema):
-            assert one.tooltip.lower().strip(". ") != one.id.replace("_", " "), name
-            assert "TODO" not in one.tooltip, name
+def test_outputs_of_one_type_have_names() -> None:
+    """Two sockets that both say CONDITIONING cannot be told apart on the canvas."""
+    for name, info in OURS.items():
+        assert len(set(info["output_name"])) == len(info["output_name"]), name
 
 
-def test_ids_are_plain_and_differ(schemas: list[Any]) -> None:
-    for schema in schemas:
-        ids = [one.id for _, one in sockets(schema)]
+def test_ids_are_plain_and_differ(pack: Any) -> None:
+    for schema in (node.GET_SCHEMA() for node in pack.nodes()):
+        ids = [one.id for one in (*schema.inputs, *schema.outputs)]
         assert len(set(ids)) == len(ids), schema.node_id
         assert [one for one in ids if not re.fullmatch(r"[a-z][a-z0-9_]*", one)] == []
 
 
-def test_wires_are_the_cores_where_it_has_one(schemas: list[Any]) -> None:
-    types = (
-        {kind for schema in schemas for _, one in sockets(schema) for kind in one.get_io_type().split(",")}
-        if (all(hasattr(one, "get_io_type") for schema in schemas for _, one in sockets(schema)))
-        else {one.io_type for schema in schemas for _, one in sockets(schema)}
-    )
+def test_wires_are_the_cores_where_it_has_one() -> None:
+    types = {kind for info in OURS.values() for kind in (*info["output"], *(one[1] for one in inputs(info)))}
     assert types <= OWN_TYPES | CORE_TYPES
     assert OWN_TYPES <= types
 
 
-def test_numbers_have_bounds_that_hold_their_default(schemas: list[Any]) -> None:
-    for schema in schemas:
-        for one in schema.inputs:
-            if one.io_type in ("INT", "FLOAT") and not one.force_input:
-                assert one.min <= one.default <= one.max, f"{schema.node_id} {one.id}"
+def test_numbers_have_bounds_that_hold_their_default() -> None:
+    numbers = [(name, *one) for name, info in OURS.items() for one in inputs(info) if one[1] in ("INT", "FLOAT")]
+    assert len(numbers) > 30
+    for name, one, _, said in numbers:
+        assert said["min"] <= said["default"] <= said["max"], f"{name} {one}"
+
+
+# The source against what is kept of the schemas: a changed word is seen where there is no ComfyUI.
+
+
+def said_in_source() -> Iterator[tuple[str, str]]:
+    """Every word that the nodes' source says of a node or a socket, with what it is: a keyword, or an id."""
+    for path in sorted((ROOT / "nodes").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            for given in call.keywords:
+                if given.arg in ("tooltip", "description", "node_id", "display_name"):
+                    if isinstance(given.value, ast.Constant):
+                        yield given.arg, given.value.value
+            socket = isinstance(call.func, ast.Attribute) and call.func.attr == "Input"
+            if socket and call.args and isinstance(call.args[0], ast.Constant):
+                yield "input", call.args[0].value
+
+
+def test_the_kept_schemas_say_what_the_source_says() -> None:
+    kept: dict[str, set[str]] = {
+        "node_id": set(OURS),
+        "description": {info["description"] for info in OURS.values()},
+        "display_name": {one for info in OURS.values() for one in (info["display_name"], *info["output_name"])},
+        "tooltip": {told for info in OURS.values() for _, told in tooltips(info)},
+        "input": {name for info in OURS.values() for name, _, _ in inputs(info)},
+    }
+    said = set(said_in_source())
+    assert len(said) > 150
+    stale = sorted(word for kind, word in said if word not in kept[kind])
+    assert stale == [], "tests/object_info.json is stale; run python scripts/node_files.py."
+    assert {word for kind, word in said if kind == "node_id"} == kept["node_id"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_comfy_lint_finds_nothing_in_a_workflow(path: Path) -> None:
+    """As the page would send it; a file of weights that is not here is all that may be missing."""
+    workflow = read(path)
+    found = lint_workflow(as_prompt(workflow), normalize(INFO))
+    files = {one.field for one in found if one.rule == "invalid-enum" and one.class_type in LOADERS}
+    assert [one for one in found if one.field not in files] == []
+    assert bool(files) == (path not in TINY)
+
+
+def test_comfy_lint_would_find_it() -> None:
+    """A link of another type, a slot that is not there, a widget that is not one of the node's."""
+    prompt = as_prompt(read(ROOT / "workflows" / "tiny_parts.json"))
+    decode = next(node for node in prompt.values() if node["class_type"] == "Gen1_Decode")
+    decode["inputs"] |= {"vae": decode["inputs"]["image"], "image": [decode["inputs"]["image"][0], 9], "tile": 1}
+    found = lint_workflow(prompt, normalize(INFO))
+    assert sorted(one.rule for one in found) == ["dangling-link", "extraneous-input", "type-mismatch"]
+
+
+# What only the classes themselves tell.
 
 
 def test_lists_offer_their_default_and_are_checked(pack: Any) -> None:
@@ -129,29 +193,32 @@ def definitions(language: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_everything_is_translated_and_nothing_else(language: str, schemas: list[Any]) -> None:
+def test_everything_is_translated_and_nothing_else(language: str) -> None:
     told = definitions(language)
     assert sorted(told) == sorted(NODES)
-    for schema in schemas:
-        node = told[schema.node_id]
+    for name, info in OURS.items():
+        node = told[name]
         assert node["display_name"]
         assert node["description"]
-        assert set(node["inputs"]) == {one.id for one in schema.inputs}, schema.node_id
-        assert set(node["outputs"]) == {str(place) for place in range(len(schema.outputs))}, schema.node_id
+        assert set(node["inputs"]) == {one for one, _, _ in inputs(info)}, name
+        assert set(node["outputs"]) == {str(place) for place in range(len(info["output"]))}, name
         for one in (*node["inputs"].values(), *node["outputs"].values()):
-            assert one["name"], (schema.node_id, one)
-            assert one["tooltip"], (schema.node_id, one)
+            assert one["name"], (name, one)
+            assert one["tooltip"], (name, one)
+    words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    assert set(words["nodeCategories"]) == {info["category"] for info in OURS.values()}
+    assert set(words["dataTypes"]) == OWN_TYPES
 
 
-def test_english_is_what_the_nodes_say(schemas: list[Any]) -> None:
+def test_english_is_what_the_nodes_say() -> None:
     told = definitions("en")
-    for schema in schemas:
-        node = told[schema.node_id]
-        assert (node["display_name"], node["description"]) == (schema.display_name, schema.description)
-        for one in schema.inputs:
-            assert node["inputs"][one.id]["tooltip"] == one.tooltip, f"{schema.node_id} {one.id}"
-        for place, one in enumerate(schema.outputs):
-            assert node["outputs"][str(place)]["tooltip"] == one.tooltip, f"{schema.node_id} {one.id}"
+    for name, info in OURS.items():
+        node = told[name]
+        assert (node["display_name"], node["description"]) == (info["display_name"], info["description"])
+        for one, _, said in inputs(info):
+            assert node["inputs"][one]["tooltip"] == said["tooltip"], f"{name} {one}"
+        for place, tooltip in enumerate(info["output_tooltips"]):
+            assert node["outputs"][str(place)]["tooltip"] == tooltip, f"{name} {place}"
 
 
 def test_chinese_is_chinese() -> None:
@@ -164,14 +231,29 @@ def test_chinese_is_chinese() -> None:
 # Help pages, as the canvas asks for them.
 
 
-def test_every_help_page_explains_every_socket(schemas: list[Any]) -> None:
-    for schema in schemas:
-        for page in (f"{schema.node_id}.md", f"{schema.node_id}/zh.md"):
+def test_every_help_page_explains_every_socket() -> None:
+    for node, info in OURS.items():
+        for page in (f"{node}.md", f"{node}/zh.md"):
             text = (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
-            # An output is called by what the canvas shows.
-            names = [one.id for one in schema.inputs] + [one.display_name or one.io_type for one in schema.outputs]
-            words = set(re.findall(r"[A-Za-z0-9_]+", text))
-            assert [name for name in names if name not in words] == [], page
+            said = definitions("en" if page == f"{node}.md" else "zh")[node]["outputs"].values()
+            names = [*(name for name, _, _ in inputs(info)), *(one["name"] for one in said)]
+            assert [name for name in names if f"`{name}`" not in text] == [], page
+
+
+SECTIONS = {"en": ("Wiring", "Typical mistakes"), "zh": ("接线示例", "常见错误")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_help_page_shows_a_wiring_and_what_goes_wrong(language: str) -> None:
+    """Pictures of every language are looked for by the canvas from web/docs on."""
+    for node in NODES:
+        path = ROOT / "web" / "docs" / (f"{node}.md" if language == "en" else f"{node}/{language}.md")
+        text = path.read_text(encoding="utf-8")
+        for section in SECTIONS[language]:
+            (said,) = re.findall(rf"^## {section}\n\n(.+?)(?=\n## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+            assert len(said) > 40, (path, section)
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text):
+            assert (ROOT / "web" / "docs" / picture).is_file(), (path, picture)
 
 
 def test_no_help_page_is_left_over() -> None:

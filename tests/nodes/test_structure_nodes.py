@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-SLIDERS = {"blur_level": 0, "strength": 1.0, "start": 0.0, "end": 1.0}
+SLIDERS = {"blur_level": 0, "structure_strength": 1.0, "start": 0.0, "end": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_each_blur_level_loses_detail(either):
 
 def test_strength_is_how_much_of_the_depth_is_shown(either):
     image = noise(2, 128, 128)
-    made = [either(image, strength=strength) for strength in (0.0, 0.25, 0.5, 1.0)]
+    made = [either(image, structure_strength=strength) for strength in (0.0, 0.25, 0.5, 1.0)]
     spread = [preview.std().item() for _, preview in made]
     assert spread[0] < 1e-6 and made[0][0].strength == 0
     torch.testing.assert_close(torch.tensor(spread[1:]) / spread[3], torch.tensor([0.25, 0.5, 1.0]), atol=0.01, rtol=0)
@@ -197,7 +197,7 @@ def test_strength_is_how_much_of_the_depth_is_shown(either):
 
 def test_strength_turns_a_control_network_down_and_not_its_picture(gen1, either):
     controlled = carrying(replace(gen1, controls=(object(),)))
-    structure, preview = either(noise(1, 128, 128), model=controlled, strength=0.0)
+    structure, preview = either(noise(1, 128, 128), model=controlled, structure_strength=0.0)
     assert structure.strength == 0 and preview.std() > 0.1
 
 
@@ -243,7 +243,8 @@ def edited(pack: Any, gen1: Any, bunny: Tensor) -> Callable[..., Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "slider, values", [("start", (0.25, 0.5, 0.75)), ("end", (0.75, 0.5, 0.25)), ("strength", (0.75, 0.5, 0.0))]
+    "slider, values",
+    [("start", (0.25, 0.5, 0.75)), ("end", (0.75, 0.5, 0.25)), ("structure_strength", (0.75, 0.5, 0.0))],
 )
 def test_an_edit_leaves_the_structure_the_more_the_less_is_shown(edited, slider, values):
     full = edited()
@@ -341,7 +342,7 @@ def test_in_the_server_both_give_previews_progress_and_structure(server):
     assert any(data.get("node_id") == "3" for data, _ in result.previews)
 
 
-@pytest.mark.parametrize("sliders", [{"start": 0.6, "end": 0.4}, {"blur_level": 8}, {"strength": 1.5}])
+@pytest.mark.parametrize("sliders", [{"start": 0.6, "end": 0.4}, {"blur_level": 8}, {"structure_strength": 1.5}])
 def test_in_the_server_wrong_sliders_are_refused_before_anything_runs(server, sliders):
     result = server.run(graph(**sliders))
     assert set(result.node_errors) >= {"3"} and not result.executed

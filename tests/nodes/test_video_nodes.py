@@ -1,6 +1,7 @@
 """Load Video and Save Video: the chosen frames and no others, exact rates, sound and workflow kept."""
 
 import json
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from io import BytesIO
@@ -91,6 +92,25 @@ def test_every_input_chooses_frames_as_it_says(load: Callable[..., Any]) -> None
     assert chosen(max_size=2000, end_s=0.1)[0].shape == (3, 360, 640, 3)
 
 
+def test_max_frames_keeps_the_beginning(load: Callable[..., Any], stripes: torch.Tensor) -> None:
+    """Of what the other inputs leave, with its sound; of frames in memory too."""
+    whole = load(max_size=96)[1]
+    for given, chosen in (({}, whole), ({"start_s": 0.4, "stride": 3}, whole[10::3])):
+        video, images, audio, frame_rate, count = load(max_size=96, max_frames=5, **given)
+        assert count == 5 and torch.equal(images, chosen[:5])
+        assert video.get_duration() == pytest.approx(5 / frame_rate)
+        assert audio["waveform"].shape[-1] / audio["sample_rate"] == pytest.approx(5 / frame_rate, abs=0.03)
+    assert torch.equal(load(max_size=96, fps=50.0, max_frames=5)[1], whole[[0, 0, 1, 1, 2]])
+    assert load(max_frames=48)[0].get_stream_source() == load(max_frames=0)[0].get_stream_source()
+
+    from comfy_api.latest import InputImpl, Types
+
+    parts = Types.VideoComponents(images=stripes, audio=sound(0.7), frame_rate=Fraction(10))
+    _, images, audio, _, count = load(video=InputImpl.VideoFromComponents(parts), max_frames=3)
+    assert count == 3 and audio["waveform"].shape[-1] == 2400
+    assert_close(images, stripes[:3], rtol=0, atol=0.5 / 255)
+
+
 def test_a_part_is_a_video_that_streams(load: Callable[..., Any], tmp_path: Path) -> None:
     video, images, audio, _, _ = load(start_s=0.4, end_s=1.2, max_size=120)
     assert (video.get_dimensions(), video.get_duration()) == ((120, 68), pytest.approx(0.8))
@@ -150,6 +170,21 @@ def test_images_are_saved_with_their_rate(save: Callable[..., Path], stripes: to
         assert_close(frames_of(video), stripes, rtol=0, atol=0.02)
     with_alpha = torch.cat([stripes, stripes[..., :1]], dim=-1)
     assert open_video(save(images=with_alpha)).num_frames == 7
+
+
+def test_filename_prefix_is_the_folder_and_the_beginning_of_the_name(
+    pack: Any, save: Callable[..., Path], stripes: torch.Tensor
+) -> None:
+    first, second = (save("named/day_%year%_%width%x%height%", images=stripes) for _ in range(2))
+    assert first.parent == second.parent == pack.base / "output" / "named"
+    assert re.fullmatch(r"day_20\d\d_75x45_00001_\.mp4", first.name)
+    assert second.name == first.name.replace("00001", "00002"), "what is there is never written over"
+    assert save("elsewhere", images=stripes).parent == pack.base / "output"
+
+
+def test_higher_frame_rate_plays_faster(save: Callable[..., Path], stripes: torch.Tensor) -> None:
+    lengths = [7 / open_video(save(images=stripes, frame_rate=rate)).frame_rate for rate in (5.0, 10.0, 60.0)]
+    assert lengths == [Fraction(7, 5), Fraction(7, 10), Fraction(7, 60)]
 
 
 def test_crf_trades_quality_for_size(save: Callable[..., Path], load: Callable[..., Any]) -> None:
@@ -316,6 +351,23 @@ def test_the_saved_file_holds_the_workflow(server: Any) -> None:
         kept = json.loads(container.metadata["prompt"])
     assert {key: one["inputs"] for key, one in kept.items()} == {key: one["inputs"] for key, one in graph.items()}
     assert str(server.base) not in json.dumps(kept)
+
+
+def test_a_rate_that_nobody_chose_is_said_on_the_node(server: Any) -> None:
+    load = node("Gen1_LoadVideo", file=DEMO, **{**WHOLE, "end_s": 0.12, "max_size": 64})
+    given = {"images": ["1", 1], "filename_prefix": "rates", "crf": 18.0}
+    graph = {
+        "1": load,
+        "silent": node("Gen1_SaveVideo", frame_rate=24.0, **given),
+        "chosen": node("Gen1_SaveVideo", frame_rate=12.0, **given),
+        "wired": node("Gen1_SaveVideo", frame_rate=["rate", 0], **given),
+        "rate": node("PrimitiveFloat", value=24.0),
+        "video": node("Gen1_SaveVideo", frame_rate=24.0, video=["1", 0], **given),
+    }
+    result = server.run(graph)
+    assert result.ok, result.message
+    said = [(name, text) for name, text in result.texts if "wire frame_rate" in text]
+    assert [name for name, _ in said] == ["silent"] and "24 frames a second" in said[0][1]
 
 
 def test_the_server_refuses_before_it_runs(server: Any) -> None:

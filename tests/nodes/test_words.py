@@ -37,13 +37,36 @@ def leaves(words: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(value, f"{path}.{key}")
 
 
+def check(schemas: Path) -> subprocess.CompletedProcess[str]:
+    """Whether the written files are those that follow from the schemas."""
+    command = [sys.executable, str(ROOT / "scripts" / "node_files.py"), "--check", "--schemas", str(schemas)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
 def test_what_follows_from_the_schemas_is_current(server: Any, tmp_path: Path) -> None:
-    """Locales, tables and workflows are what scripts/node_files.py would write."""
+    """Kept schemas, locales, tables and workflows are what scripts/node_files.py would write."""
     told = tmp_path / "object_info.json"
     told.write_text(json.dumps(server.object_info()), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "scripts" / "node_files.py"), "--check", "--schemas", str(told)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    done = check(told)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_follows_from_the_kept_schemas_is_current() -> None:
+    """The same without a ComfyUI, as far as the schemas that are kept are current."""
+    done = check(ROOT / "tests" / "object_info.json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_default_is_found(tmp_path: Path) -> None:
+    """In workflows, tables and kept schemas."""
+    schemas = json.loads((ROOT / "tests" / "object_info.json").read_text(encoding="utf-8"))
+    schemas["Gen1_SaveVideo"]["input"]["required"]["crf"][1]["default"] = 17.0
+    told = tmp_path / "object_info.json"
+    told.write_text(json.dumps(schemas), encoding="utf-8")
+    done = check(told)
+    assert done.returncode != 0
+    for stale in ("tests/object_info.json", "web/docs/Gen1_SaveVideo.md", "docs/nodes.md", "workflows/"):
+        assert stale in done.stderr, stale
 
 
 def test_a_stale_file_is_found(tmp_path: Path) -> None:
@@ -59,8 +82,7 @@ def test_a_stale_file_is_found(tmp_path: Path) -> None:
     }
     told = tmp_path / "object_info.json"
     told.write_text(json.dumps({"Gen1_New": schema}), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "scripts" / "node_files.py"), "--check", "--schemas", str(told)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    done = check(told)
     assert done.returncode != 0
     assert "A node that nobody has translated." in done.stderr
 

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageStat
 from workflow_files import FILES, ROOT, TINY, as_prompt, of_type, read
 
 REST = [path for path in FILES if path not in TINY]
@@ -44,6 +45,36 @@ def test_every_node_is_in_one() -> None:
     used = {node["type"] for path in FILES for node in read(path)["nodes"]}
     assert ours - used == set()
     assert {name for name in used if name.startswith("Gen1_")} <= ours
+
+
+@each_file
+def test_it_has_a_thumbnail(path: Path) -> None:
+    """Where ComfyUI's template browser looks; scripts/screenshots.py makes it."""
+    thumbnail = path.with_suffix(".jpg")
+    assert thumbnail.stat().st_size <= 60_000
+    with Image.open(thumbnail) as picture:
+        assert picture.format == "JPEG"
+        assert max(picture.size) == 512
+        assert min(picture.size) >= 200
+        assert ImageStat.Stat(picture.convert("L")).stddev[0] > 5  # something is on it
+
+
+def test_no_thumbnail_is_left_over() -> None:
+    assert sorted(path.stem for path in (ROOT / "workflows").glob("*.jpg")) == [path.stem for path in FILES]
+
+
+def test_the_readme_shows_the_canvas() -> None:
+    """Each screenshot is of a workflow that there is, can be read, and is not heavy."""
+    shown = re.findall(r"\]\((docs/screenshots/[^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert 2 <= len(shown) <= 3
+    made = sorted((ROOT / "docs" / "screenshots").iterdir())
+    assert set(shown) <= {path.relative_to(ROOT).as_posix() for path in made}
+    assert len(made) >= 4
+    for path in made:
+        assert path.stem in {one.stem for one in FILES}
+        assert path.stat().st_size <= 400_000
+        with Image.open(path) as picture:
+            assert picture.width >= 1200
 
 
 @each_file
@@ -216,10 +247,42 @@ def test_a_tiny_workflow_runs(path: Path, server: Any, record_property: Any) -> 
             check_edit(tile, source)
 
 
+def steadiness(frames: np.ndarray) -> float:
+    """Correlation of neighbouring frames: 0.87 and more in edits, about 0 in decoded noise, which is smooth as well."""
+    grey = frames.mean(axis=-1).reshape(len(frames), -1)
+    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(grey[:-1], grey[1:], strict=True)]))
+
+
 def check_edit(frames: np.ndarray, source: np.ndarray) -> None:
     assert difference(frames, source) > 4
     assert frames.std() > 5
     assert smoothness(frames) > 0.8
+    assert steadiness(frames) > 0.5
+
+
+def faulty(kind: str, source: np.ndarray) -> np.ndarray:
+    """What no edit may be."""
+    draw, size = np.random.default_rng(0), source.shape
+    if kind == "source":
+        return source + 2
+    if kind == "one colour":
+        return np.full(size, 90.0) + draw.normal(size=size)
+    if kind == "noise":
+        return draw.normal(128, 40, size)
+    blots = draw.normal(128, 40, (size[0], size[1] // 40, size[2] // 40, 3))  # as noise in the latents is decoded
+    return np.kron(blots, np.ones((1, 40, 40, 1)))
+
+
+@pytest.mark.parametrize("kind", ["source", "one colour", "noise", "decoded noise"])
+def test_what_is_no_edit_is_found(kind: str) -> None:
+    source = decode(ROOT / "gen1_core" / "assets" / "bunny.mp4")[0][:4]
+    with pytest.raises(AssertionError):
+        check_edit(faulty(kind, source), source)
+
+
+def test_what_could_be_an_edit_is_let_through() -> None:
+    source = decode(ROOT / "gen1_core" / "assets" / "bunny.mp4")[0][:4]
+    check_edit(255 - source, source)
 
 
 def test_the_background_stays_and_the_rest_does_not(server: Any) -> None:
