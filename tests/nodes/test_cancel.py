@@ -205,7 +205,8 @@ def test_cancel(prepared: Any, stage: str, record_property: Any) -> None:
     assert min(waited, computed) < LIMIT_S and waited < 10 * LIMIT_S, (
         f"{waited:.1f} s, of which {computed:.1f} s its own"
     )
-    assert files(prepared) == before
+    # Fewer is well: a file of a VIDEO goes when nothing holds it any more.
+    assert files(prepared) - before == set()
 
     edit = node("Gen1_EditVideo", **{**STAGES["edit"][0]["inputs"], "video": ["few", 0], "steps": 1})
     save = node("Gen1_SaveVideo", video=["edit", 0], filename_prefix="cancel/next", frame_rate=25.0, crf=18.0)

@@ -574,7 +574,8 @@ def test_cancel_leaves_nothing(server, clip_in_server, stage, record_property):
     waited = time.monotonic() - asked[0]
     assert result.status == "interrupted"
     assert waited < 2, f"{waited:.1f} s"
-    assert set((server.base / "temp").iterdir()) == before
+    # Fewer is well: the file of an earlier edit goes when nothing holds its VIDEO any more.
+    assert set((server.base / "temp").iterdir()) - before == set()
     assert server.run(graph(steps=1)).ok
     record_property("waited", round(waited, 2))
 
