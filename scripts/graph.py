@@ -27,6 +27,8 @@ PREVIEWING = {
 }
 """Those nodes, ours and ComfyUI's."""
 
+DEPTHS = ("Gen1_DepthStructure", "Gen1_StructureFromImage")
+
 STAGES = {
     "Load": "#3f789e",
     "Structure": "#4f8f5b",
@@ -194,6 +196,11 @@ class Graph:
 
     def _lay_out(self) -> dict[int, tuple[int, int, int, int]]:
         """Positions of all nodes; the frames by the index of their group."""
+        linked = {(link.node.id, link.slot) for node in self.nodes for link in node.links.values()}
+        for node in self.nodes:
+            # Depth is drawn, and shown, only where something takes the picture.
+            if node.type in DEPTHS and (node.id, node.outputs.index(("IMAGE", "IMAGE"))) not in linked:
+                node.size = (node.size[0], node.size[1] - PREVIEW)
         self.note.position = (0, HEADER)
         frames = {}
         left = self.note.size[0] + GAP

@@ -279,20 +279,23 @@ def tiny_schedule_content(graph: Graph) -> None:
 def tiny_structure_detail(graph: Graph) -> None:
     """One slider at four values: how much detail of the shapes is kept.
 
-    `blur_level` is the paper's t_s: 0 keeps every edge of the depth, 7 leaves only the large masses.
+    `blur_level` is the paper's t_s: 0 keeps every edge of the depth, 7 leaves only the large masses. The last picture
+    is the depth as the model gets it.
     """
     clip, model = load(graph)
     with graph.group("Content", column=0):
         content = text(graph, model, SAND)
-    frames = {}
+    frames, depths = {}, {}
     with graph.group("Structure and sampling", column=1, stage="Structure"):
         for level in (0, 2, 4, 7):
             if level:
                 graph.lane()
             structure = depth_of(graph, clip, model, blur_level=level)
+            depths[f"depth at {level}"] = structure
             frames[f"blur level {level}"] = sampled(graph, clip, model, structure, content)
     with graph.group("Save", column=2):
         save(graph, compare(graph, frames), clip, "gen1_structure_detail")
+        graph.add("PreviewImage", title="What the model sees", images=compare(graph, depths)["IMAGE"])
 
 
 def tiny_temporal_scale(graph: Graph) -> None:
@@ -382,8 +385,7 @@ def tiny_start_from_source(graph: Graph) -> None:
         )
         frames = decoded(graph, clip, model, latent["LATENT"])
     with graph.group("Save", column=3):
-        grid = compare(graph, {"source": clip, "denoise 0.6": frames})
-        save(graph, grid, clip, "gen1_start_from_source")
+        save(graph, frames, clip, "gen1_start_from_source")
 
 
 def tiny_other_structure(graph: Graph) -> None:

@@ -163,8 +163,8 @@ def test_templates_are_in_the_browser(canvas: Canvas, server: Any) -> None:
     canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     canvas.page.get_by_text(folder, exact=True).click()
     for name in names:
-        card = f'[data-testid="template-workflow-{name}"] img'
+        card = f'[data-testid="template-workflow-{name}"]'
         canvas.page.locator(card).scroll_into_view_if_needed(timeout=30_000)
-        loaded = "card => document.querySelector(card)?.naturalWidth > 200"
+        loaded = "card => document.querySelector(`${card} img`)?.naturalWidth > 200"
         canvas.page.wait_for_function(loaded, arg=card, timeout=30_000)
     canvas.close_dialogs()
