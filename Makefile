@@ -1,6 +1,7 @@
 # make demo   edit a short real clip with three prompts; result in demo/
 # make test   lint, types and every test that needs no accelerator
 # make gpu-test   the tests that need an accelerator
+# make ray-test   data preparation on a Ray cluster of two workers on this machine (installs Ray, some 240 MB)
 # make real-test  public networks at their real sizes against their reference implementations (12 GB of memory, minutes)
 #
 # The first call makes .venv and installs the package there (PyTorch alone is a few hundred megabytes to some gigabytes).
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test gpu-test real-test setup setup-dev clean
+.PHONY: demo test gpu-test ray-test real-test setup setup-dev clean
 
 demo: .venv/ready
 	$(BIN)/python -m gen1_core demo --out demo
@@ -17,10 +18,14 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -m "not gpu and not real" -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -m "not gpu and not real and not ray" -n auto --maxprocesses 4
 
 gpu-test: .venv/ready-dev
 	$(BIN)/python -m pytest -ra -m gpu
+
+ray-test: .venv/ready-dev
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -e '.[distributed]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -m ray
 
 real-test: .venv/ready-dev
 	$(BIN)/python -m pytest -ra -m real

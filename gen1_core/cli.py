@@ -13,20 +13,24 @@ import torch
 
 from .checkpoints.files import dtype_of
 from .checkpoints.search import find
+from .commands.customize import add_customize
+from .commands.prepare import add_prepare
+from .commands.train import add_train
 from .demo import run_demo
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
+from .evaluation.command import add_eval
 from .frames import depth_frames, read_depth
 from .gen1 import EditOptions, Gen1
-from .loading import describe_file, inflate_checkpoint, is_depth_map, load_depth_estimator, load_gen1
+from .loading import describe_file, inflate_checkpoint, is_depth_map, load_depth_estimator, load_gen1, with_lora
 from .models.storage import FP8
 from .pipeline import check_content, check_sliders, describe, edit
 from .presets import DEMO_CLIP, MODELS
 from .progress import progress
 from .recipes.sd15 import compose
 from .recipes.sd15 import read as read_public
-from .recipes.sd15_files import add_public, files_from
-from .recipes.tiny import add_arguments, device_from, run_from
+from .recipes.sd15_files import add_public, files_from, lora_from
+from .recipes.tiny import device_from
 from .structure.estimator import load_depth, save_depth
 from .tensors import Bytes, OnStep, to_float
 from .video.clip import each_frame
@@ -93,7 +97,12 @@ def parser() -> argparse.ArgumentParser:
         help="what training will predict: v as the paper, or the noise",
     )
     inflate.set_defaults(command=inflate_command)
-    add_train(commands.add_parser("train", help="train the small model on the procedural world; resumes"))
+    add_prepare(commands.add_parser("prepare", help="make training data of videos, pictures and the procedural world"))
+    add_train(commands.add_parser("train", help="train the small model or the full-size one; resumes"))
+    add_customize(
+        commands.add_parser("customize", help="teach a model a subject or a style by a few pictures; resumes")
+    )
+    add_eval(commands.add_parser("eval", help="judge a model on scenes of known truth; makes a report"), pick_device)
     demo = commands.add_parser("demo", help="edit the embedded clip with three prompts")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     add_hardware(demo)
@@ -172,12 +181,6 @@ def add_depth(command: argparse.ArgumentParser) -> None:
     add_source(command)
     add_hardware(command)
     command.set_defaults(command=depth_command)
-
-
-def add_train(command: argparse.ArgumentParser) -> None:
-    """Options of ``gen1 train``."""
-    add_arguments(command)
-    command.set_defaults(command=run_from)
 
 
 def edit_command(options: argparse.Namespace) -> None:
@@ -281,6 +284,9 @@ def load_parts(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
     if options.dtype == KEEP:
         raise ValueError(f"--dtype {KEEP} is for public weights, and none are given; name one of {', '.join(DTYPES)}.")
     gen1 = load_gen1(options.model, device=device, dtype=DTYPES[options.dtype])
+    for text in options.lora if "lora" in options else ():
+        path, weight = lora_from(text, options.models)
+        gen1 = with_lora(gen1, path, weight=weight)
     if depth is None:
         return gen1
     return dataclasses.replace(gen1, depth=load_depth_estimator(depth, device=device))

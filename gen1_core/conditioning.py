@@ -10,7 +10,7 @@ from .content.encoder import Content
 from .diffusion.condition import Condition, Denoiser
 from .diffusion.guidance import structure_between
 from .diffusion.prediction import Network
-from .gen1 import DEPTH_CHANNELS, LATENT_CHANNELS, PAPER_CHANNELS, Gen1, compute_dtype
+from .gen1 import DEPTH_CHANNELS, Gen1, beside_channels, compute_dtype, reads_encoded_depth
 from .models.control import ControlNet, T2IAdapter, control_residuals
 from .models.unet import SpaceTimeUNet
 from .structure.blur import encode_structure, flat_structure
@@ -65,12 +65,12 @@ def condition_of(
 
 
 def beside_latents(gen1: Gen1, structure: Structure, *, chunk: int, on_step: OnStep = ignore_progress) -> Tensor:
-    """The channels that the U-Net takes beside the noisy latents: the paper's eight, SD2-depth's one, or none."""
-    channels = gen1.unet.config.in_channels - LATENT_CHANNELS
-    if channels == PAPER_CHANNELS:
+    """The channels that the U-Net takes beside the noisy latents: the paper's, SD2-depth's one, or none."""
+    config = gen1.unet.config
+    if reads_encoded_depth(config):
         return encode_structure(gen1.autoencoder, structure, chunk, on_step=on_step).float()
     depth = depth_channel(structure)
-    return depth if channels == DEPTH_CHANNELS else depth[:, :0]
+    return depth if beside_channels(config) == DEPTH_CHANNELS else depth[:, :0]
 
 
 def without_structure(gen1: Gen1, condition: Condition, hints: Sequence[Structure]) -> Callable[[Condition], Condition]:
@@ -80,7 +80,7 @@ def without_structure(gen1: Gen1, condition: Condition, hints: Sequence[Structur
     """
 
     encoded = condition.structure
-    paper = encoded.shape[1] == PAPER_CHANNELS
+    paper = reads_encoded_depth(gen1.unet.config)
     flat = flat_structure(gen1.autoencoder, like=encoded) if paper else torch.zeros_like(encoded)
 
     def without(full: Condition) -> Condition:

@@ -11,13 +11,23 @@ from .diffusion.samplers import SAMPLERS
 from .diffusion.schedule import Schedule, Spacing
 from .models.autoencoder import FrameCodec
 from .models.control import ControlNet, T2IAdapter
-from .models.unet import SpaceTimeUNet
+from .models.unet import SpaceTimeUNet, UNetConfig
+from .structure.blur import LEVEL_CHANNELS
 from .structure.estimator import DepthEstimator, Structure
 from .tensors import Depth
 
-LATENT_CHANNELS = 4
-PAPER_CHANNELS, DEPTH_CHANNELS = 8, 1
-"""What a U-Net takes beside the noisy latents: encoded depth and its level (the paper), or plain depth (SD2-depth)."""
+DEPTH_CHANNELS = 1
+"""What SD2-depth takes beside the noisy latents: plain depth."""
+
+
+def beside_channels(config: UNetConfig) -> int:
+    """How many channels a U-Net takes beside the noisy latents: the paper's, ``DEPTH_CHANNELS``, or none."""
+    return config.in_channels - config.out_channels
+
+
+def reads_encoded_depth(config: UNetConfig) -> bool:
+    """Whether they are the paper's: depth encoded as the frames are, and the channels of its level."""
+    return beside_channels(config) == config.out_channels + LEVEL_CHANNELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +130,7 @@ class Gen1:
     @property
     def reads_structure(self) -> bool:
         """Whether anything in it looks at the depth."""
-        return bool(self.controls) or self.unet.config.in_channels > LATENT_CHANNELS
+        return bool(self.controls) or beside_channels(self.unet.config) > 0
 
 
 def compute_dtype(unet: SpaceTimeUNet) -> torch.dtype:

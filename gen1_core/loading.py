@@ -1,7 +1,7 @@
 """Files to a working model: ``load_gen1("tiny")`` or a folder of weights."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from .checkpoints.files import Weights, config_from_plain, load_module, read_fil
 from .checkpoints.formats import folder_parts, identify_path, weights_in
 from .checkpoints.header import read_header
 from .checkpoints.inflate import inflate_file
+from .checkpoints.lora import load_lora, merge
 from .content.clip import EmbeddedClip
 from .content.describe import PriorDescriber
 from .content.tokenizer import Tokenizer
 from .diffusion.prediction import Prediction
 from .diffusion.schedule import Schedule
-from .gen1 import Diffusion, EditOptions, Gen1
+from .gen1 import Diffusion, EditOptions, Gen1, reads_encoded_depth
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.clip import CLIP, CLIPConfig
 from .models.depth import DepthNet, DepthNetConfig
@@ -30,10 +31,6 @@ from .structure.estimator import DepthEstimator, network_estimator
 
 PARTS = ("unet", "autoencoder", "depth", "clip", "prior")
 """File stems of a model folder; each is a safetensors file whose metadata names its kind and holds its config."""
-
-
-IN_CHANNELS = 12
-"""Noisy latents 4, encoded depth 4, its blur level 4."""
 
 
 def load_gen1(
@@ -57,7 +54,7 @@ def load_gen1(
     depth = module("depth", DepthNet, config_of(DepthNetConfig, files["depth"]))
     clip = module("clip", CLIP, config_of(CLIPConfig, files["clip"]))
     prior = module("prior", Prior, config_of(PriorConfig, files["prior"]))
-    check_together(unet.config, clip.config, prior.config, folder)
+    check_together(unet.config, autoencoder.config, clip.config, prior.config, folder)
     words = frozenset(files["clip"].metadata.get("words", "").split())
     return Gen1(
         unet=unet,
@@ -71,13 +68,32 @@ def load_gen1(
     )
 
 
-def check_together(unet: UNetConfig, clip: CLIPConfig, prior: PriorConfig, folder: Path) -> None:
+def with_lora(gen1: Gen1, path: Path, *, weight: float = 1.0) -> Gen1:
+    """The model with a LoRA added ``weight`` times to its U-Net; the one that was given stays as it is.
+
+    Computed in float32, then back in the dtype of the U-Net; 0 changes nothing. Raises ValueError for a file that is no
+    LoRA, and for one of another network.
+    """
+    lora = load_lora(path)
+    if not lora.unet:
+        raise ValueError(f"{path} has nothing for a U-Net, only for a text encoder; give a LoRA of this model.")
+    merged = merge(gen1.unet.state_dict(), lora, weight=weight, part="unet")
+    config = gen1.unet.config
+    unet = load_module(lambda: SpaceTimeUNet(config), merged, device=gen1.device, dtype=gen1.dtype, path=path)
+    return replace(gen1, unet=unet)
+
+
+def check_together(
+    unet: UNetConfig, autoencoder: AutoencoderConfig, clip: CLIPConfig, prior: PriorConfig, folder: Path
+) -> None:
     """Refuses parts of different models: each may be whole, and together they would fail in the middle of an edit."""
     widths = {"unet": unet.cross_attention_dim, "clip": clip.embed_dim, "prior": prior.dim}
-    if len(set(widths.values())) > 1 or unet.in_channels != IN_CHANNELS:
+    channels = {"unet": unet.out_channels, "autoencoder": autoencoder.latent_channels}
+    if len(set(widths.values())) > 1 or len(set(channels.values())) > 1 or not reads_encoded_depth(unet):
         raise ValueError(
-            f"the parts in {folder} have contents of width {widths} and a U-Net of {unet.in_channels} input channels, "
-            f"but need one width and {IN_CHANNELS} channels; take all five files from one model."
+            f"the parts in {folder} have contents of width {widths}, latents of {channels} channels and a U-Net of "
+            f"{unet.in_channels} input channels, but need one width, one number of channels, and a U-Net that takes "
+            "latents, encoded depth and its level; take all five files from one model."
         )
 
 

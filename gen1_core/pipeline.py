@@ -144,7 +144,8 @@ def generate(
 
     schedule = gen1.diffusion.schedule
     sigmas = [float(s) for s in spaced_sigmas(schedule, options.steps, options.spacing, strength=options.strength)]
-    noise = FrameNoise(seed=options.seed, channels=4, height=height, width=width, first=0, count=frames)
+    channels = gen1.unet.config.out_channels
+    noise = FrameNoise(seed=options.seed, channels=channels, height=height, width=width, first=0, count=frames)
     begin = source.to(device) if source is not None and options.strength < 1 else None
     x = start(begin, noise.initial().to(device), sigmas[0])
 

@@ -15,7 +15,7 @@ MODELS = {"tiny": ASSETS / "tiny"}
 DEMO_CLIP = ASSETS / "bunny.mp4"
 
 TINY_DIFFUSION = Diffusion(
-    working_size=128, prediction="v", schedule=Schedule(betas="scaled_linear", zero_terminal_snr=True)
+    working_size=128, prediction="clean", schedule=Schedule(betas="scaled_linear", zero_terminal_snr=True)
 )
 
 TINY_OPTIONS = EditOptions(

@@ -129,6 +129,11 @@ def latent_scale(codec: Any) -> tuple[float, tuple[float, ...]]:
     return SD_SCALE, (0.0, 0.0, 0.0, 0.0)
 
 
+def latent_channels(codec: Any) -> int:
+    """Channels of LATENT."""
+    return len(latent_scale(codec)[1])
+
+
 def latent_of(latents: Latents, codec: Any) -> dict[str, Tensor]:
     """Latents ``[1 c f h w]`` as LATENT ``[F c h w]`` in the scale of the core's VAE."""
     samples = denormalised(rearrange(latents, "1 c f h w -> f c h w").float(), codec)
@@ -138,10 +143,11 @@ def latent_of(latents: Latents, codec: Any) -> dict[str, Tensor]:
 def latents_of(latent: dict[str, Any], codec: Any) -> Latents:
     """LATENT as latents ``[1 c f h w]``, normalised as the U-Net wants them."""
     samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != 4:
+    channels = latent_channels(codec)
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise ValueError(
-            f"a LATENT of shape {tuple(samples.shape)} is not [frames, 4, height, width]; make it with Gen-1 Encode, "
-            "Gen-1 Condition, or VAE Encode with the VAE of the Gen-1 loader."
+            f"a LATENT of shape {tuple(samples.shape)} is not [frames, {channels}, height, width]; make it with Gen-1 "
+            "Encode, Gen-1 Condition, or VAE Encode with the VAE of the Gen-1 loader."
         )
     return rearrange(normalised(samples.float(), codec), "f c h w -> 1 c f h w")
 

@@ -1,6 +1,6 @@
 """Part of the adapter: our U-Net as the core's model, for its samplers, its LoRA loaders and its memory management.
 
-LATENT is ``[frames, 4, h, w]``: for the core a batch of pictures, for us one clip, or several passes of it one after
+LATENT is ``[frames, c, h, w]``: for the core a batch of pictures, for us one clip, or several passes of it one after
 the other.
 """
 
@@ -227,7 +227,7 @@ def refuse_controls(control: Any, network: SpaceTimeUNet, sizes: UNetConfig) -> 
         elif (trunk := getattr(control, "control_model", None)) is not None:
             first = getattr(trunk, "in_channels", 4), getattr(trunk, "model_channels", sizes.block_out_channels[0])
             reads = {layer.weight.shape[1] for name, layer in trunk.named_modules() if name.endswith("attn2.to_k")}
-            if first != (4, sizes.block_out_channels[0]) or reads - {sizes.cross_attention_dim}:
+            if first != (sizes.out_channels, sizes.block_out_channels[0]) or reads - {sizes.cross_attention_dim}:
                 raise ValueError(
                     f"this ControlNet was made for a U-Net of width {first[1]} that reads tokens of width "
                     f"{', '.join(map(str, sorted(reads))) or 'unknown'}, and this model has widths of "
@@ -242,8 +242,8 @@ def refuse_control_lora(lora: dict[str, Tensor], network: SpaceTimeUNet, sizes: 
     shapes = {name.removesuffix(".weight"): len(weight) for name, weight in network.state_dict().items()}
     changed = {name.removesuffix(".up"): len(weight) for name, weight in lora.items() if name.endswith(".up")}
     lost = [name for name, width in changed.items() if shapes.get(name) != width]
-    if lost or sizes.in_channels != 4:
-        why = f"this model reads {sizes.in_channels} channels and not the latents' 4"
+    if lost or sizes.in_channels != sizes.out_channels:
+        why = f"this model reads {sizes.in_channels} channels and not the latents' {sizes.out_channels}"
         if lost:
             why = f"{len(lost)} of its {len(changed)} layers have no place in this model"
         raise ValueError(

@@ -21,7 +21,7 @@ from ..gen1_core.models.dpt import DPT
 from ..gen1_core.pipeline import check_content
 from ..gen1_core.structure.estimator import DepthEstimator, near_size
 from ..gen1_core.tensors import Images
-from .host_frames import RawCodec
+from .host_frames import RawCodec, latent_channels
 from .host_progress import cancellable
 
 ATTACHMENT = "gen1"
@@ -222,6 +222,7 @@ def vae_wire(codec: FrameCodec) -> Any:
     # every attribute that this version of the core gives a VAE, and its network exchanged.
     vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict())
     vae.first_stage_model = RawCodec(codec).to(vae.vae_dtype).eval()
+    vae.latent_channels = latent_channels(codec)
     vae.patcher = WholeNetwork(
         vae.first_stage_model,
         load_device=vae.device,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..gen1_core.diffusion.prediction import Prediction
 from ..gen1_core.diffusion.schedule import Schedule, sigma_table
 from ..gen1_core.models.autoencoder import FrameCodec, encode_clip
-from .host_frames import SD_SCALE, denormalised, latent_scale, normalised
+from .host_frames import SD_SCALE, denormalised, latent_channels, latent_scale, normalised
 
 BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 """What the core calls the schedules of Stable Diffusion and of AnimateDiff."""
@@ -23,13 +23,13 @@ class LatentFormat(comfy.latent_formats.SD15):
     """LATENT as the core's VAE gives it <-> latents as the U-Net wants them.
 
     The core would show the first of a batch as the sampler's preview, a clip here: it is given no colours, and the
-    model shows several frames by ``colours``, factors of the four channels and a constant.
+    model shows several frames by ``colours``, factors of the channels and a constant.
     """
 
     def __init__(self, codec: Any):
         scale, _ = latent_scale(codec)
         super().__init__(scale)
-        self.codec = codec
+        self.codec, self.latent_channels = codec, latent_channels(codec)
         own = scale != SD_SCALE
         self.colours = preview_colours(codec) if own else (self.latent_rgb_factors, [0.0] * 3)
         self.latent_rgb_factors = self.latent_rgb_factors_bias = self.taesd_decoder_name = None
@@ -78,7 +78,7 @@ def settings_of(schedule: Schedule) -> dict[str, Any]:
 
 
 def preview_colours(codec: FrameCodec) -> tuple[list[list[float]], list[float]]:
-    """The colours (-1..1) that latents mean, as factors of the four channels and a constant, for the sampler's preview.
+    """The colours (-1..1) that latents mean, as factors of the channels and a constant, for the sampler's preview.
 
     By least squares on a few soft pictures: 0.04 off on the demo clip (0.28 with Stable Diffusion's own factors).
     """

@@ -57,7 +57,7 @@ def conditioning(
     positive = [[content.tokens[0].cpu(), {"gen1": told}]]
     negative = [[content.null[0].cpu(), {"gen1": dropped(told)}]]
     frames, height, width = told.size
-    return positive, negative, {"samples": torch.zeros(frames, 4, height, width)}
+    return positive, negative, {"samples": torch.zeros(frames, gen1.unet.config.out_channels, height, width)}
 
 
 def guider(

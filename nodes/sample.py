@@ -12,7 +12,7 @@ from torch import Tensor
 from ..gen1_core.diffusion.samplers import SAMPLERS
 from ..gen1_core.editing import MaskOptions, latent_mask
 from ..gen1_core.frames import encode_source, read_latent_mask, size_for
-from ..gen1_core.gen1 import LATENT_CHANNELS, EditOptions, Gen1
+from ..gen1_core.gen1 import EditOptions, Gen1
 from ..gen1_core.models.autoencoder import FrameCodec, decode_clip
 from ..gen1_core.pipeline import check_fit, generate
 from ..gen1_core.structure.estimator import Structure
@@ -400,7 +400,8 @@ def keeping(model: Any, progress: OnStep, *, shape: Sequence[int]) -> OnStep:
     ``shape`` is that of the padded clip: frames, height, width in pixels.
     """
     frames, height, width = shape
-    sizes = [2 * frames, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT]
+    channels = model.model.latent_format.latent_channels
+    sizes = [2 * frames, channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT]
 
     def on_step(stage: str, done: int, total: int) -> None:
         progress(stage, done, total)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..gen1_core.conditioning import condition_of, without_structure
 from ..gen1_core.content.encoder import Content
 from ..gen1_core.diffusion.condition import Condition, PictureTokens, stack
-from ..gen1_core.gen1 import Gen1
+from ..gen1_core.gen1 import Gen1, beside_channels
 from ..gen1_core.models.unet import UNetConfig
 from ..gen1_core.structure.estimator import Structure
 from ..gen1_core.tensors import OnStep, ignore_progress
@@ -104,7 +104,7 @@ def nothing_told(config: UNetConfig, size: tuple[int, int, int]) -> Told:
 
     Raises ValueError where the network cannot do without a structure.
     """
-    if config.in_channels > 4:
+    if beside_channels(config) > 0:
         raise ValueError(
             "this CONDITIONING holds no structure, which the model reads beside the latents; take positive and "
             "negative from Gen-1 Condition, and change or combine those."

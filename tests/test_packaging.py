@@ -262,7 +262,7 @@ def test_the_archive_works_in_a_real_server(root: Path, comfyui: Path, tmp_path:
     try:
         server.start()
         nodes = [name for name in server.object_info() if name.startswith("Gen1_")]
-        assert len(nodes) == 20
+        assert len(nodes) == 21
         pages = [f"extensions/gen1-video/docs/{name}{end}" for name in nodes for end in (".md", "/zh.md")]
         graphs = [f"api/workflow_templates/gen1-video/{path.name}" for path in FILES]
         for address in (*pages, *graphs):

@@ -32,7 +32,9 @@ class UNetConfig:
 
     ``temporal`` has the paper's own temporal layers, with learned positions for ``frames`` frames; ``motion`` has
     AnimateDiff's motion modules, of so many frames as they say. ``class_embedding_width`` is that of the image
-    embedding that joins the time embedding (unCLIP; 0: none), ``picture_adapters`` the number of IP-Adapters.
+    embedding that joins the time embedding (unCLIP; 0: none), ``picture_adapters`` the number of IP-Adapters. With
+    ``content_embedding`` the mean of the content's tokens joins it too, which brings the content to every residual
+    block: cross-attention on one token only adds a constant, and only where there is attention.
     """
 
     in_channels: int = 12
@@ -49,6 +51,7 @@ class UNetConfig:
     class_embedding_width: int = 0
     motion: MotionConfig | None = None
     picture_adapters: int = 0
+    content_embedding: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

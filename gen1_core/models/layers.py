@@ -68,8 +68,8 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = ops.Linear(width, embedding_width)
         self.linear_2 = ops.Linear(embedding_width, embedding_width)
 
-    def forward(self, sines: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
-        """Sinusoids in, embedding out."""
+    def forward(self, sines: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows e"]:
+        """Sinusoids, or another embedding, in; embedding out."""
         return self.linear_2(functional.silu(self.linear_1(sines)))
 
 

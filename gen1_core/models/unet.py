@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..tensors import Latents
 from .attention import Context
 from .blocks import DownBlock, MiddleBlock, UNetConfig, UpBlock
-from .layers import Ops, TimeEmbedding, sinusoids
+from .layers import Ops, TimeEmbedding, sinusoids, zeroed
 
 
 @runtime_checkable
@@ -84,6 +84,9 @@ class SpaceTimeUNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], ops=ops)
         if config.class_embedding_width:
             self.class_embedding = TimeEmbedding(config.class_embedding_width, 4 * widths[0], ops=ops)
+        if config.content_embedding:
+            self.content_embedding = TimeEmbedding(config.cross_attention_dim, 4 * widths[0], ops=ops)
+            zeroed(self.content_embedding.linear_2)
         self.down_blocks = nn.ModuleList(DownBlock(config, level, ops=ops) for level in levels)
         self.mid_block = MiddleBlock(config, ops=ops)
         self.up_blocks = nn.ModuleList(
@@ -119,7 +122,7 @@ class SpaceTimeUNet(nn.Module):
             pictures=tuple(rearrange(picture.tokens, "b g n d -> (b g) n d") for picture in pictures),
             scales=tuple(picture.scales for picture in pictures),
         )
-        embedded = self._embedded(timestep, embedding, x.dtype)
+        embedded = self._embedded(timestep, content, embedding, x.dtype)
         hidden = self.conv_in(rearrange(x, "b c f h w -> (b f) c h w"))
         skips = [hidden]
         for block, feature in zip(self.down_blocks, residuals.per_level(len(self.down_blocks)), strict=True):
@@ -132,14 +135,20 @@ class SpaceTimeUNet(nn.Module):
         return rearrange(out, "(b f) c h w -> b c f h w", f=clip)
 
     def _embedded(
-        self, timestep: Float[Tensor, " b"], embedding: Float[Tensor, "b g e"] | None, dtype: torch.dtype
-    ) -> Float[Tensor, "rows d"]:
-        """The time embedding, with unCLIP's image embedding added: one row per clip, or one per frame."""
-        embedded = self.time_embedding(sinusoids(timestep, self.config.block_out_channels[0]).to(dtype))
-        if embedding is None:
-            return embedded
-        projected = self.class_embedding(rearrange(embedding, "b g e -> (b g) e"))
-        return projected + repeat(embedded, "b d -> (b g) d", g=embedding.shape[1])
+        self,
+        timestep: Float[Tensor, " b"],
+        content: Float[Tensor, "b g n d"],
+        embedding: Float[Tensor, "b _ e"] | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "rows e2"]:
+        """The time embedding with what joins it added: one row per clip, or one per frame."""
+        time = self.time_embedding(sinusoids(timestep, self.config.block_out_channels[0]).to(dtype))
+        embedded = rearrange(time, "b d -> b 1 d")
+        if embedding is not None:
+            embedded = self.class_embedding(embedding) + embedded
+        if self.config.content_embedding:
+            embedded = self.content_embedding(reduce(content, "b g n d -> b g d", "mean")) + embedded
+        return rearrange(embedded, "b g d -> (b g) d")
 
     def _refuse(
         self, clip: int, frames: int, content: Tensor, pictures: Sequence[Pictures], embedding: Tensor | None

@@ -34,7 +34,7 @@ from ..content.describe import PublicDescriber
 from ..content.picture import PictureEncoder, UnclipEncoder
 from ..content.text import sd_text_encoder
 from ..diffusion.prediction import Prediction
-from ..gen1 import LATENT_CHANNELS, Gen1
+from ..gen1 import Gen1, beside_channels
 from ..loading import load_gen1
 from ..models.adapter import TOWERS, block_scales, build_projection, require_tower
 from ..models.autoencoder import Autoencoder, FrameCodec
@@ -122,7 +122,7 @@ def composition_of(config: UNetConfig, prediction: Prediction) -> str:
     """Which of ``presets.COMPOSITIONS`` a checkpoint alone is."""
     if config.class_embedding_width:
         return "unclip"
-    if config.in_channels > LATENT_CHANNELS:
+    if beside_channels(config) > 0:
         return "sd2_depth"
     if not config.use_linear_projection:
         return "image"

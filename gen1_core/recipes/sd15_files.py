@@ -12,8 +12,8 @@ from ..checkpoints.search import anything, find, scan
 BY_CONTENT = ""
 """An option without a value: the only file of its kind below the folders."""
 
-NAMED = ("checkpoint", "motion", "controlnet", "ip_adapter", "clip_vision", "vae", "text_encoder", "lora", "models")
-"""Any of these on the command line means public weights instead of a model of our own."""
+NAMED = ("checkpoint", "motion", "controlnet", "ip_adapter", "clip_vision", "vae", "text_encoder", "models")
+"""Any of these on the command line means public weights instead of a model of our own. A LoRA is for either."""
 
 BESIDE = ("statistics", "ip_scale", "prediction", "fp8")
 """These say something of public weights, and nothing without them."""

@@ -3,9 +3,8 @@
 ``python -m gen1_core.recipes.tiny all --folder runs/tiny`` makes all of it. A part may also be named alone,
 stopped by ``--minutes`` and resumed by the same command.
 
-The U-Net's stages deviate from the paper's (3.5). The paper starts from a pretrained image model and adds temporal
-layers (75k steps), then structure (25k), then t_s (10k). Here nothing is pretrained, and structure is given from the
-first step: images with depth, then clips with depth, then clips with t_s in 0..7.
+The U-Net's stages are the paper's (3.5): images, temporal layers, structure at t_s = 0, t_s in 0..7. The paper starts
+from a pretrained image model; here nothing is pretrained, so images and structure get a larger share of the steps.
 """
 
 import argparse
@@ -29,52 +28,71 @@ from ..training.autoencoder import AutoencoderPlan
 from ..training.bank import BankConfig
 from ..training.clip import CLIPPlan
 from ..training.depth import DepthPlan
+from ..training.engine import Engine
 from ..training.prior import PriorPlan
-from ..training.recipe import PARTS, Part, Recipe, Work, recipe_with_steps, run
+from ..training.recipe import PARTS, Part, Recipe, Work, recipe_with_batch, recipe_with_steps, run
 from ..training.stages import Fit, Rate, Stage
 from ..training.unet import UNetPlan, with_steps
 
 STAGES = (
     Stage(
         name="images",
-        steps=3600,
-        batch=32,
+        steps=800,
+        batch=64,
         image_fraction=1.0,
-        structure="detail",
-        rate=Rate(peak=1.2e-3, final=7e-4),
+        structure="none",
+        rate=Rate(peak=1e-3, final=9e-4),
     ),
     Stage(
-        name="clips",
-        steps=1600,
-        batch=32,
-        image_fraction=0.125,
+        name="temporal",
+        steps=700,
+        batch=64,
+        image_fraction=0.25,
+        structure="none",
+        rate=Rate(peak=9e-4, final=8e-4, warmup=0),
+        keep=True,
+    ),
+    Stage(
+        name="structure",
+        steps=6000,
+        batch=64,
+        image_fraction=0.75,
         structure="detail",
-        rate=Rate(peak=7e-4, final=3e-4, warmup=0),
+        rate=Rate(peak=9e-4, final=4e-4, warmup=0),
     ),
     Stage(
         name="levels",
-        steps=800,
-        batch=32,
-        image_fraction=0.125,
+        steps=2500,
+        batch=64,
+        image_fraction=0.5,
         structure="levels",
-        rate=Rate(peak=3e-4, final=2e-5, warmup=0),
+        rate=Rate(peak=4e-4, final=2e-5, warmup=0),
     ),
 )
-"""Images, temporal layers, t_s as in the paper, but structure from step 0 (a deviation; see the top of this file)."""
+"""The paper's stages; the weights before structure is shown are kept as ``unet/stage-temporal.safetensors``.
+
+Single frames have a larger share than the paper's 12.5 %: a batch of 64 frames holds 64 looks as images, 4 as clips.
+"""
 
 TINY = Recipe(
     name="tiny",
     seed=0,
-    bank=BankConfig(name="train", seed=1, shards=32, preset_share=0.6),
-    held_out=BankConfig(name="held_out", seed=2, shards=2),
+    bank=BankConfig(name="train", seed=1, shards=32, preset_share=0.6, frames=16),
+    held_out=BankConfig(name="held_out", seed=2, shards=2, frames=16),
     autoencoder=AutoencoderConfig(
-        block_out_channels=(24, 48, 96, 96), layers_per_block=1, norm_num_groups=8, latent_scale=1.0
+        block_out_channels=(24, 48, 96, 96),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        latent_scale=1.0,
+        latent_mean=(0.0,) * 8,
+        patch_encoder=True,
     ),
     autoencoder_plan=AutoencoderPlan(
         fit=Fit(steps=2400, batch=8, rate=Rate(peak=1.5e-3), betas=(0.9, 0.95), weight_decay=1e-4, ema_decay=0.995)
     ),
     decoder_plan=AutoencoderPlan(
-        fit=Fit(steps=600, batch=8, rate=Rate(peak=1e-3), betas=(0.9, 0.95), weight_decay=1e-4, ema_decay=0.99),
+        fit=Fit(steps=3000, batch=8, rate=Rate(peak=1e-3), betas=(0.9, 0.95), weight_decay=1e-4, ema_decay=0.99),
         pooled_weight=2.0,
     ),
     clip=CLIPConfig(),
@@ -105,13 +123,16 @@ TINY = Recipe(
         fit=Fit(steps=1500, batch=256, rate=Rate(peak=1e-3), ema_decay=0.995, log_every=50, evaluate_every=250)
     ),
     unet=UNetConfig(
+        in_channels=2 * 8 + 4,
+        out_channels=8,
         block_out_channels=(48, 96, 128),
         layers_per_block=1,
         attention=(False, True, True),
         num_attention_heads=(2, 3, 4),
         cross_attention_dim=128,
         norm_num_groups=16,
-        frames=8,
+        frames=16,
+        content_embedding=True,
     ),
     unet_plan=UNetPlan(
         fit=Fit(
@@ -120,7 +141,7 @@ TINY = Recipe(
             rate=Rate(peak=1.2e-3),
             ema_decay=0.997,
             log_every=50,
-            evaluate_every=600,
+            evaluate_every=750,
         ),
         stages=STAGES,
     ),
@@ -136,14 +157,14 @@ def smoke(recipe: Recipe) -> Recipe:
         name = f"{part}_plan"
         plan = getattr(recipe, name)
         recipe = replace(recipe, **{name: replace(plan, fit=replace(plan.fit, batch=min(plan.fit.batch, 8)))})
-    stages = tuple(replace(stage, batch=16) for stage in recipe.unet_plan.stages)
+    stages = tuple(replace(stage, batch=32) for stage in recipe.unet_plan.stages)
     small = {"shards": 1, "clips": 4, "supersample": 1}
     return replace(
         recipe,
         name=f"{recipe.name} smoke",
         bank=replace(recipe.bank, **small),
         held_out=replace(recipe.held_out, **small),
-        unet_plan=with_steps(replace(recipe.unet_plan, stages=stages), 6),
+        unet_plan=with_steps(replace(recipe.unet_plan, stages=stages), 8),
         options=replace(recipe.options, steps=2),
         judged_clips=2,
     )
@@ -168,25 +189,61 @@ def run_from(options: argparse.Namespace) -> None:
     """
     recipe = smoke(TINY) if options.smoke else TINY
     parts: Sequence[Part] = PARTS if options.part == "all" else [options.part]
-    if options.steps and options.part == "all":
-        raise ValueError(
-            f"--steps {options.steps} is the length of one part, but all has several; name a part or leave --steps out."
+    for name, change in (("steps", recipe_with_steps), ("batch", recipe_with_batch)):
+        value = getattr(options, name)
+        if value and options.part == "all":
+            raise ValueError(
+                f"--{name} {value} is for one part, but all has several; name a part or leave --{name} out."
+            )
+        if value:
+            recipe = change(recipe, options.part, value)
+    if not 0 <= options.data_share <= 1:
+        raise ValueError(f"--data-share {options.data_share} is a share of the steps; give a number from 0 to 1.")
+    shards = shards_from(options.shards, recipe.bank.shards)
+    device, engine = hardware_from(options)
+    with progress(every_s=5.0) as on_step:
+        work = Work(
+            folder=options.folder,
+            shards=shards,
+            minutes=options.minutes,
+            device=device,
+            on_step=on_step,
+            engine=engine,
+            start=options.start,
+            data=tuple(options.data),
+            data_share=options.data_share,
         )
-    if options.steps:
-        recipe = recipe_with_steps(recipe, options.part, options.steps)
+        run(recipe, parts, work)
+
+
+def hardware_from(options: argparse.Namespace) -> tuple[torch.device, Engine]:
+    """The device and how steps are computed on it: bfloat16 and channels last, but on the CPU, where both are slower.
+
+    Raises ValueError for what this machine does not have.
+    """
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads} leaves nobody to work; give 1 or more.")
-    shards = shards_from(options.shards, recipe.bank.shards)
     device = device_from(options.device)
     torch.set_num_threads(options.threads)
-    with progress(every_s=5.0) as on_step:
-        work = Work(folder=options.folder, shards=shards, minutes=options.minutes, device=device, on_step=on_step)
-        run(recipe, parts, work)
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
+    automatic = "config" if device.type == "cpu" else "bf16"
+    engine = Engine(
+        precision=automatic if options.precision == "auto" else options.precision,
+        accumulate=options.accumulate,
+        checkpointing=options.checkpointing,
+        channels_last=device.type != "cpu",
+        shard=options.fsdp,
+        compile=options.compile,
+    )
+    return device, engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``gen1 train`` and of this module."""
-    parser.add_argument("part", choices=[*PARTS, "all"], help="what to make; parts resume where they stopped")
+    parser.add_argument(
+        "part", nargs="?", default="all", choices=[*PARTS, "all"], help="what to make; parts resume where they stopped"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/tiny"), help="where everything is kept")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="stop a part cleanly after this time; the same command goes on"
@@ -195,7 +252,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=0, help="train this part for another number of steps")
     parser.add_argument("--shards", default=":", help="first:last of the bank (without the last), for instance 0:16")
     parser.add_argument("--device", default="cpu", help="a torch device")
+    parser.add_argument("--batch", type=int, default=0, help="another batch for this part; the U-Net's in frames")
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="FOLDER", help="begin at the finished weights there (a warm restart)"
+    )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="shards of `gen1 prepare`, for the U-Net"
+    )
+    parser.add_argument("--data-share", type=float, default=0.5, help="0..1: steps on --data, the others on the bank")
+    add_engine(parser)
     parser.add_argument("--smoke", action="store_true", help="the same path in seconds, with worthless weights")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Options about how steps are computed; they may change from call to call."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "config", "no", "bf16"),
+        default="auto",
+        help="config: as accelerate's configuration says; auto: bf16, but on the CPU as config",
+    )
+    parser.add_argument("--accumulate", type=int, default=1, help="parts that each process computes its share in")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory, a third more computing")
+    parser.add_argument("--fsdp", action="store_true", help="divide weights and optimiser among processes (FSDP2)")
+    parser.add_argument(
+        "--compile",
+        choices=("no", "default", "reduce-overhead", "max-autotune"),
+        default="no",
+        help="torch.compile; reduce-overhead replays graphs of kernels. Resuming is then exact only to rounding",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="refuse operators that differ from run to run on a GPU"
+    )
 
 
 def shards_from(text: str, count: int) -> range:

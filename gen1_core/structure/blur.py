@@ -22,11 +22,13 @@ from .estimator import MAX_BLUR_LEVEL, Structure
 NO_STRUCTURE_DEPTH = 0.5
 """A flat map half way: with the highest level it says nothing about the scene."""
 
-Encoded = Float[Tensor, "b 8 f h8 w8"]
-"""Structure as the network gets it: four channels of encoded depth, four of the blur level."""
-
 # Turns per level: the slow one tells all eight levels apart, the fast one tells neighbours apart.
 _TURNS = (1 / 16, 1 / 4)
+
+LEVEL_CHANNELS = 2 * len(_TURNS)
+
+Encoded = Float[Tensor, "b c f h8 w8"]
+"""Structure as the network gets it: the channels of encoded depth (SD: four), then those of the blur level."""
 
 
 def blur(depth: Depth, level: int) -> Depth:

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig, ResBlock
 from .bank import Bank, pictures
+from .draws import WHOLE, Share, draw_seeds, normal_rows
 from .loop import Losses, Task, seeded
 from .sheets import psnr, write_sheet
 from .stages import Fit
@@ -52,10 +53,8 @@ def autoencoder_task(
     raw = replace(config, latent_scale=1.0, latent_mean=(0.0,) * config.latent_channels)
     model = seeded(lambda: Autoencoder(raw), seed).to(device)
 
-    def losses(step: int, generator: torch.Generator) -> Losses:
-        images = draw_images(bank, plan, step, generator).to(device)
-        side = images.shape[-1] // config.factor
-        noise = torch.randn(len(images), config.latent_channels, side, side, generator=generator).to(device)
+    def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
+        images, noise = draw_batch(bank, plan, config, step, generator, share, device)
         return reconstruction_losses(model, images, noise, plan, progress=step / plan.fit.steps)
 
     return Task(
@@ -64,6 +63,8 @@ def autoencoder_task(
         losses=losses,
         rate=lambda step: plan.fit.rate.at(step, plan.fit.steps),
         evaluate=evaluation(held_out, folder),
+        divides=True,
+        blocks=(ResBlock,),
     )
 
 
@@ -73,13 +74,13 @@ def decoder_task(
     """More training of the decoder alone, as Stable Diffusion's was: latents made before stay what they are."""
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
-    model.post_quant_conv.requires_grad_(True)
+    if not model.config.patch_encoder:
+        model.post_quant_conv.requires_grad_(True)
 
-    def losses(step: int, generator: torch.Generator) -> Losses:
-        images = draw_images(bank, plan, step, generator).to(device)
-        side = images.shape[-1] // model.config.factor
-        noise = torch.randn(len(images), model.config.latent_channels, side, side, generator=generator).to(device)
-        return reconstruction_losses(model, images, noise, plan, progress=1.0)
+    def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
+        images, noise = draw_batch(bank, plan, model.config, step, generator, share, device)
+        output, _, _ = model(images, noise)
+        return decoded_losses(output, images, model.config.factor, plan)
 
     return Task(
         name="decoder",
@@ -87,7 +88,26 @@ def decoder_task(
         losses=losses,
         rate=lambda step: plan.fit.rate.at(step, plan.fit.steps),
         evaluate=evaluation(held_out, folder),
+        divides=True,
+        blocks=(ResBlock,),
     )
+
+
+def draw_batch(
+    bank: Bank,
+    plan: AutoencoderPlan,
+    config: AutoencoderConfig,
+    step: int,
+    generator: torch.Generator,
+    share: Share,
+    device: torch.device,
+) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n c h8 w8"]]:
+    """A share of a step's pictures, and the noise of their latents."""
+    images = draw_images(bank, plan, step, generator)
+    seeds = draw_seeds(len(images), generator)
+    side = images.shape[-1] // config.factor
+    noise = normal_rows(share.of(seeds), (config.latent_channels, side, side), device)
+    return share.of(images).to(device), noise
 
 
 def draw_images(bank: Bank, plan: AutoencoderPlan, step: int, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
@@ -111,17 +131,21 @@ def draw_images(bank: Bank, plan: AutoencoderPlan, step: int, generator: torch.G
 def reconstruction_losses(
     model: Autoencoder, images: Tensor, noise: Tensor, plan: AutoencoderPlan, *, progress: float
 ) -> Losses:
-    """L1, L1 of the picture averaged over latent cells, the colour anchor, and a small KL term."""
+    """Those of the picture, the colour anchor, and a small KL term."""
     output, mean, logvar = model(images, noise)
-    factor = model.config.factor
-    pooled = F.avg_pool2d(images, factor)
-    fine = F.l1_loss(output, images)
-    coarse = F.l1_loss(F.avg_pool2d(output, factor), pooled)
-    anchor = F.l1_loss(mean[:, :3], plan.anchor_gain * pooled)
+    decoded = decoded_losses(output, images, model.config.factor, plan)
+    anchor = F.l1_loss(mean[:, :3], plan.anchor_gain * F.avg_pool2d(images, model.config.factor))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     weight = plan.anchor_weight + (plan.final_anchor_weight - plan.anchor_weight) * progress
-    loss = fine + plan.pooled_weight * coarse + weight * anchor + plan.kl_weight * kl
-    return {"loss": loss, "l1": fine, "anchor": anchor, "kl": kl}
+    loss = decoded["loss"] + weight * anchor + plan.kl_weight * kl
+    return {"loss": loss, "l1": decoded["l1"], "anchor": anchor, "kl": kl}
+
+
+def decoded_losses(output: Tensor, images: Tensor, factor: int, plan: AutoencoderPlan) -> Losses:
+    """L1, and L1 of the picture averaged over latent cells."""
+    fine = F.l1_loss(output, images)
+    coarse = F.l1_loss(F.avg_pool2d(output, factor), F.avg_pool2d(images, factor))
+    return {"loss": fine + plan.pooled_weight * coarse, "l1": fine}
 
 
 def evaluation(held_out: Bank, folder: Path) -> Callable[[Autoencoder, int], dict[str, float]]:

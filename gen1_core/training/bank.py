@@ -19,9 +19,32 @@ from ..checkpoints.files import save_file
 from ..structure.estimator import range_of, scale_depth
 from ..tensors import OnStep, ignore_progress
 from .loop import generator_at
-from .world import FAMILIES, PRESETS, Style, caption, random_scene, random_style, render_styles
+from .world import (
+    HELD_OUT_FAMILIES,
+    PRESETS,
+    TRAINED_FAMILIES,
+    Style,
+    caption,
+    is_held_out_pair,
+    named_style,
+    random_scene,
+    random_style,
+    render_styles,
+)
 
 logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "families", "pairs", "looks", "held_out")
+"""What a bank shows: what training may see; families, pairs of a named style and a family, or composed styles that
+training never sees; or these three in turn."""
+
+
+HELD_OUT_SPLITS: tuple[str, ...] = ("families", "pairs", "looks")
+
+PAIRED_FAMILIES = tuple(
+    family for family in TRAINED_FAMILIES if sum(is_held_out_pair(name, family) for name in PRESETS) > 1
+)
+"""Trained families with at least two named styles held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +52,8 @@ class BankConfig:
     """How many clips, and how they are rendered.
 
     ``clips`` is per shard, ``styles`` per clip, ``captions`` per style. ``preset_share`` of the styles are named ones,
-    the others are composed of random parts.
+    the others are composed of random parts. ``split`` says what may be shown; with ``paraphrases`` the captions of
+    named styles are in words that training never sees together.
     """
 
     name: str
@@ -42,8 +66,12 @@ class BankConfig:
     size: int = 128
     supersample: int = 2
     preset_share: float = 0.35
+    split: str = "train"
+    paraphrases: bool = False
 
     def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r} is not a part of the world; choose one of {', '.join(SPLITS)}.")
         for name in ("shards", "clips", "styles", "captions", "frames", "size", "supersample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} leaves an empty bank; give a number of at least 1.")
@@ -95,9 +123,12 @@ def render_bank(
 def render_clip(config: BankConfig, number: int, *, device: torch.device) -> Bank:
     """One clip of the bank: families take turns, everything else is drawn from (seed, number)."""
     generator = generator_at(config.seed, "clip", number)
-    family = FAMILIES[number % len(FAMILIES)]
+    split: str = HELD_OUT_SPLITS[number % 3] if config.split == "held_out" else config.split
+    turn = number // 3 if config.split == "held_out" else number
+    families = HELD_OUT_FAMILIES if split == "families" else PAIRED_FAMILIES if split == "pairs" else TRAINED_FAMILIES
+    family = families[turn % len(families)]
     scene = random_scene(family, generator, frames=config.frames)
-    styles = [draw_style(generator, config.preset_share) for _ in range(config.styles)]
+    styles = [draw_style(generator, config.preset_share, family=family, split=split) for _ in range(config.styles)]
     rgb, raw = render_styles(
         [scene],
         [styles],
@@ -111,16 +142,31 @@ def render_clip(config: BankConfig, number: int, *, device: torch.device) -> Ban
     return Bank(
         rgb=rgb.cpu(),
         depth=rearrange((depth * 255).round().to(torch.uint8), "f 1 h w -> 1 f 1 h w"),
-        captions=[[[caption(style, family, generator) for _ in range(config.captions)] for style in styles]],
+        captions=[
+            [
+                [caption(style, family, generator, paraphrase=config.paraphrases) for _ in range(config.captions)]
+                for style in styles
+            ]
+        ],
         looks=[[look_of(style) for style in styles]],
         families=[family],
     )
 
 
-def draw_style(generator: torch.Generator, preset_share: float) -> Style:
-    """A named style, or one composed at random."""
+def draw_style(generator: torch.Generator, preset_share: float, *, family: str, split: str = "train") -> Style:
+    """A style for a scene of ``family``: a named one, or one composed at random, as the split allows."""
+    if split == "pairs":
+        return named_style(family, generator, held_out=True)
+    if split == "looks":
+        return random_style(generator, held_out=True)
     if float(torch.rand(1, generator=generator)) >= preset_share:
         return random_style(generator)
+    # Held-out families are new in every style: the rule of pairs is for the trained ones.
+    return named_style(family, generator) if split == "train" else any_named_style(generator)
+
+
+def any_named_style(generator: torch.Generator) -> Style:
+    """A named style."""
     return list(PRESETS.values())[int(torch.randint(0, len(PRESETS), (1,), generator=generator))]
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..models.depth import DepthNet, DepthNetConfig
 from .bank import Bank, pictures
+from .draws import WHOLE, Share
 from .loop import Losses, Task, seeded
 from .sheets import write_sheet
 from .stages import Fit
@@ -42,14 +43,15 @@ def depth_task(
     model = seeded(lambda: DepthNet(config), seed).to(device)
     clips, styles, frames = bank.rgb.shape[:3]
 
-    def losses(step: int, generator: torch.Generator) -> Losses:
+    def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
         draw = [torch.randint(0, most, (plan.fit.batch,), generator=generator) for most in (clips, styles, frames)]
         clip, style, frame = draw
         images = pictures(bank.rgb[clip, style, frame], device)
         depth = bank.depth[clip, frame].to(device, torch.float32) / 255
         flip = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(device)
         images, depth = (torch.where(flip, part.flip(-1), part) for part in (images, depth))
-        return depth_losses(model(augment(images, plan, generator)), depth, plan)
+        images = augment(images, plan, generator)
+        return depth_losses(model(share.of(images)), share.of(depth), plan)
 
     return Task(
         name="depth",
@@ -57,6 +59,7 @@ def depth_task(
         losses=losses,
         rate=lambda step: plan.fit.rate.at(step, plan.fit.steps),
         evaluate=evaluation(held_out, folder),
+        divides=True,
     )
 
 

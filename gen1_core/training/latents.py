@@ -16,10 +16,11 @@ from ..checkpoints.files import save_file
 from ..content.encoder import ContentEncoder
 from ..models.autoencoder import Autoencoder, encode_clip
 from ..structure.blur import NO_STRUCTURE_DEPTH, blur
-from ..structure.estimator import MAX_BLUR_LEVEL
+from ..structure.estimator import MAX_BLUR_LEVEL, DepthEstimator, range_of, scale_depth
 from ..tensors import OnStep, ignore_progress
 from .bank import Bank, BankConfig, load_bank, pictures, shard_path
-from .loop import generator_at
+from .sources import Clips, Picks
+from .task import generator_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,63 @@ class LatentBank:
     ``flat`` is the encoding of a flat map: no structure.
     """
 
-    rgb: Float[Tensor, "m k 4 f h w"]
-    depth: Float[Tensor, "m two 4 f h w"]
+    rgb: Float[Tensor, "m k c f h w"]
+    depth: Float[Tensor, "m two c f h w"]
     level: Int[Tensor, " m"]
     images: Float[Tensor, "m k f d"]
     texts: Float[Tensor, "m k j d"]
-    flat: Float[Tensor, "4 h w"]
+    flat: Float[Tensor, "c h w"]
+
+    def draw(self, step: int, *, count: int, frames: int, generator: torch.Generator) -> Picks:
+        """A batch of random clips (sources.py).
+
+        Raises ValueError where they have fewer frames.
+        """
+        clips, looks, _, length = self.rgb.shape[:4]
+        if frames > length:
+            raise ValueError(
+                f"frames={frames}, but the clips of this bank have {length}; render and encode longer ones, or train "
+                "a network of fewer frames."
+            )
+        draw = lambda most: torch.randint(0, most, (count,), generator=generator)  # noqa: E731
+        return Picks(
+            clip=draw(clips),
+            look=draw(looks),
+            first=draw(length - frames + 1),
+            shown=draw(length),
+            level=draw(MAX_BLUR_LEVEL + 1),
+            frames=frames,
+        )
+
+    def read(self, picks: Picks, device: torch.device) -> Clips:
+        """The picked clips; those with a wanted t_s above 0 get the one level that was encoded for them."""
+        blurred = (picks.level > 0).long()
+        level = torch.where(picks.level > 0, self.level.cpu()[picks.clip], 0)
+        at = repeat(picks.first, "n -> n f", f=picks.frames) + torch.arange(picks.frames)
+        row = rearrange(torch.arange(len(at)), "n -> n 1")
+        on = lambda part: part.to(device, torch.float32)  # noqa: E731
+        cut = lambda part: rearrange(part[row, :, at], "n f c h w -> n c f h w")  # noqa: E731
+        return Clips(
+            rgb=on(cut(self.rgb[picks.clip, picks.look])),
+            depth=on(cut(self.depth[picks.clip, blurred])),
+            level=level,
+            content=on(self.images[picks.clip, picks.look, picks.shown]),
+            flat=on(self.flat),
+        )
+
+    def names(self, picks: Picks) -> list[str]:
+        """Clip and style of each row."""
+        return [
+            f"clip {clip} style {look}" for clip, look in zip(picks.clip.tolist(), picks.look.tolist(), strict=True)
+        ]
+
+    def longest(self) -> int:
+        """Frames of a clip."""
+        return self.rgb.shape[3]
+
+    def to(self, device: torch.device) -> "LatentBank":
+        """The bank on a device, so that no step waits for the CPU's memory."""
+        return LatentBank(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 DECODER = ("decoder.", "post_quant_conv.")
@@ -65,16 +117,21 @@ def encode_shards(
     *,
     shards: Iterable[int],
     weights: str,
+    estimate: DepthEstimator | None = None,
     on_step: OnStep = ignore_progress,
 ) -> None:
-    """Encode the shards that have not been encoded with these weights; ``weights`` is their fingerprint."""
+    """Encode the shards that have not been encoded with these weights; ``weights`` is their fingerprint.
+
+    With ``estimate``, half of the clips show their depth as it finds it in one of their looks, and not the renderer's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = list(shards)
     for done, index in enumerate(wanted):
         path = shard_path(folder, config, index)
         if not (path.exists() and _fingerprint_of(path) == weights):
             generator = generator_at(config.seed, "blur", index)
-            encoded = encode_bank(load_bank(config, bank_folder, shards=[index]), autoencoder, encoder, generator)
+            bank = load_bank(config, bank_folder, shards=[index])
+            encoded = encode_bank(bank, autoencoder, encoder, generator, estimate=estimate)
             _write(path, config, encoded, weights)
         on_step(f"encode {config.name}", done + 1, len(wanted))
 
@@ -85,14 +142,17 @@ def encode_bank(
     encoder: ContentEncoder,
     generator: torch.Generator,
     *,
+    estimate: DepthEstimator | None = None,
     chunk: int = 8,
 ) -> LatentBank:
     """All clips of a bank, a few frames at a time."""
     device = next(autoencoder.parameters()).device
     m, k, f = bank.rgb.shape[:3]
     level = torch.randint(1, MAX_BLUR_LEVEL + 1, (m,), generator=generator)
+    guessed = torch.rand(m, generator=generator) < 0.5
+    looked_at = torch.randint(0, k, (m,), generator=generator)
 
-    def latents(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 4 h8 w8"]:
+    def latents(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h8 w8"]:
         return encode_clip(autoencoder, images, chunk=chunk).cpu().half()
 
     rgb, embeddings, depths = [], [], []
@@ -100,7 +160,12 @@ def encode_bank(
         images = pictures(rearrange(bank.rgb[clip], "k f c h w -> (k f) c h w"), device)
         rgb.append(latents(images))
         embeddings.append(encoder.encode_images(images).cpu().half())
-        full = rearrange(bank.depth[clip].to(device, torch.float32) / 255, "f 1 h w -> 1 1 f h w")
+        depth = bank.depth[clip].to(device, torch.float32) / 255
+        if estimate and guessed[clip]:
+            seen = rearrange(images, "(k f) c h w -> k f c h w", k=k)[looked_at[clip]]
+            raw = torch.cat([estimate(part) for part in seen.split(chunk)])
+            depth = scale_depth(raw, range_of(raw))
+        full = rearrange(depth, "f 1 h w -> 1 1 f h w")
         both = torch.cat([full, blur(full, int(level[clip]))])
         depths.append(latents(repeat(both, "two 1 f h w -> (two f) c h w", c=3)))
     texts = encoder.encode_texts([text for clip in bank.captions for captions in clip for text in captions])

@@ -1,11 +1,15 @@
 """A whole model from a seed: the recipe as one config, and its parts in the order they need each other.
 
 bank -> autoencoder, clip, depth (in any order, or side by side) -> encode -> decoder, prior, unet
+
+As in the paper, structure in training comes from the estimator that edits use, with its faults: that of half of the
+clips (``estimated_depth``). The others show the renderer's own depth, since users may bring a better estimator.
 """
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -13,25 +17,34 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from ..checkpoints.files import load_module, save_file
+from ..checkpoints.files import load_module, read_file, save_file
 from ..content.clip import EmbeddedClip
 from ..content.tokenizer import Tokenizer
 from ..gen1 import Diffusion, EditOptions
+from ..loading import PARTS as WEIGHTS
 from ..loading import as_metadata, config_of, read_part
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import CLIP, CLIPConfig
 from ..models.depth import DepthNet, DepthNetConfig
 from ..models.prior import PriorConfig
 from ..models.unet import UNetConfig
+from ..structure.estimator import network_estimator
 from ..tensors import OnStep, ignore_progress
 from .autoencoder import AutoencoderPlan, autoencoder_task, decoder_task, normalised
+from .autoencoder import evaluation as reconstruction_evaluation
 from .bank import Bank, BankConfig, load_bank, render_bank, shard_identity
 from .clip import CLIPPlan, caption_words, clip_task
 from .depth import DepthPlan, depth_task
+from .engine import Engine, open_accelerator
 from .latents import LatentBank, encode_shards, fingerprint, load_latents
-from .loop import Outcome, Task, identity_of, train
+from .loop import train
+from .patches import principal_autoencoder
 from .prior import PriorPlan, prior_task
+from .restart import adopt, start_from
 from .samples import Judges, evaluation
+from .shards import open_shards
+from .sources import LatentSource, ShardSource
+from .task import Keep, Outcome, Task, identity_of, keep_nothing
 from .unet import UNetPlan, unet_task, with_steps
 
 logger = logging.getLogger(__name__)
@@ -63,6 +76,7 @@ class Recipe:
     diffusion: Diffusion
     options: EditOptions
     judged_clips: int = 10
+    estimated_depth: bool = True
 
     def __post_init__(self) -> None:
         if self.held_out.styles < 2:
@@ -76,13 +90,21 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Where and how long one call works. ``shards`` of the bank are rendered, encoded, or trained on."""
+    """Where, how long and how one call works. ``shards`` of the bank are rendered, encoded, or trained on.
+
+    ``start`` is a folder of finished parts: what is trained begins at their weights, what is not is taken from there.
+    ``data`` are folders of prepared shards, which the U-Net sees in ``data_share`` of its steps beside the bank.
+    """
 
     folder: Path
     shards: range
     minutes: float
     device: torch.device
     on_step: OnStep = ignore_progress
+    engine: Engine = Engine()
+    start: Path | None = None
+    data: tuple[Path, ...] = ()
+    data_share: float = 0.5
 
     @property
     def weights(self) -> Path:
@@ -101,11 +123,32 @@ def recipe_with_steps(recipe: Recipe, part: str, steps: int) -> Recipe:
     return replace(recipe, **{name: replace(plan, fit=replace(plan.fit, steps=steps))})
 
 
+def recipe_with_batch(recipe: Recipe, part: str, batch: int) -> Recipe:
+    """The same recipe with one part trained on batches of another size; the U-Net counts frames."""
+    name = f"{part}_plan"
+    if not hasattr(recipe, name):
+        raise ValueError(f"the part {part!r} draws no batches; give a batch to one that is trained.")
+    plan = getattr(recipe, name)
+    changed = replace(plan, fit=replace(plan.fit, batch=batch))
+    if part == "unet":
+        changed = replace(changed, stages=tuple(replace(stage, batch=batch) for stage in plan.stages))
+    return replace(recipe, **{name: changed})
+
+
 def run(recipe: Recipe, parts: Sequence[Part], work: Work) -> None:
     """The parts in their order; each goes on where it stopped.
 
     A part stopped by the clock still exports, but the chain ends there: what later parts are made from would change.
+    Raises ValueError, before any work, where accelerate is not installed or there is nothing to start from.
     """
+    if work.start and work.start.resolve() == work.weights.resolve():
+        raise ValueError(
+            f"{work.start} is where this training writes its own weights, so its start would be lost; give another "
+            "--folder, or leave --from out to go on with the run that is there."
+        )
+    with main_first(work):
+        if work.start:
+            adopt(work.start, work.weights, [name for name in WEIGHTS if name not in made_by(parts)])
     for part in PARTS:
         if part not in parts:
             continue
@@ -118,20 +161,40 @@ def run(recipe: Recipe, parts: Sequence[Part], work: Work) -> None:
             return
 
 
+def made_by(parts: Sequence[Part]) -> set[str]:
+    """The weights that parts make anew; the decoder is trained on from the autoencoder that is there."""
+    return {part for part in parts if part in WEIGHTS}
+
+
+@contextmanager
+def main_first(work: Work) -> Iterator[bool]:
+    """What writes files that all processes read: the main one does it, the others find it done. Yields who is main."""
+    accelerator = open_accelerator(work.engine, work.device)
+    with accelerator.main_process_first():
+        yield accelerator.is_main_process
+
+
 def run_bank(recipe: Recipe, work: Work) -> bool:
     """Render the training clips, and the held-out ones by whoever renders the first shard."""
     folder = work.folder / "bank"
-    if 0 in work.shards:
-        held_out = recipe.held_out
-        render_bank(held_out, folder, shards=range(held_out.shards), device=work.device, on_step=work.on_step)
-    render_bank(recipe.bank, folder, shards=work.shards, device=work.device, on_step=work.on_step)
+    with main_first(work):
+        if 0 in work.shards:
+            held_out = recipe.held_out
+            render_bank(held_out, folder, shards=range(held_out.shards), device=work.device, on_step=work.on_step)
+        render_bank(recipe.bank, folder, shards=work.shards, device=work.device, on_step=work.on_step)
     return True
 
 
 def run_autoencoder(recipe: Recipe, work: Work) -> bool:
-    """Train the autoencoder, then measure its latents."""
+    """Train the autoencoder, then measure its latents. Linear maps of patches are computed, which takes seconds."""
     bank, held_out = _banks(recipe, work)
     folder, plan = _part_folder(work, "autoencoder"), recipe.autoencoder_plan
+    if recipe.autoencoder.patch_encoder:
+        model = principal_autoencoder(recipe.autoencoder, bank, frames=2048, seed=recipe.seed).to(work.device)
+        record = reconstruction_evaluation(held_out, folder)(model, 0)
+        fitted = Outcome(step=0, finished=True, hours=0.0, record=record, averaged=model)
+        config = normalised(model, bank, frames=256, seed=recipe.seed)
+        return _export(recipe, work, "autoencoder", fitted, config, plan, {})
     task = autoencoder_task(
         recipe.autoencoder, plan, bank, held_out, seed=recipe.seed, folder=folder, device=work.device
     )
@@ -172,23 +235,26 @@ def run_depth(recipe: Recipe, work: Work) -> bool:
 
 
 def run_encode(recipe: Recipe, work: Work) -> bool:
-    """Encode the bank with the trained autoencoder and CLIP."""
+    """Encode the bank with the trained autoencoder, CLIP and depth network; held-out clips show their true depth."""
     autoencoder, encoder = load_autoencoder(work), load_encoder(work)
-    weights = fingerprint(autoencoder, encoder.clip)
-    jobs = [(recipe.bank, work.shards)]
+    weights = latents_fingerprint(recipe, work)
+    estimate = network_estimator(load_depth(work)) if recipe.estimated_depth else None
+    jobs = [(recipe.bank, work.shards, estimate)]
     if 0 in work.shards:
-        jobs.insert(0, (recipe.held_out, range(recipe.held_out.shards)))
-    for config, shards in jobs:
-        encode_shards(
-            config,
-            work.folder / "bank",
-            work.folder / "latents",
-            autoencoder,
-            encoder,
-            shards=shards,
-            weights=weights,
-            on_step=work.on_step,
-        )
+        jobs.insert(0, (recipe.held_out, range(recipe.held_out.shards), None))
+    with main_first(work):
+        for config, shards, guess in jobs:
+            encode_shards(
+                config,
+                work.folder / "bank",
+                work.folder / "latents",
+                autoencoder,
+                encoder,
+                shards=shards,
+                weights=weights,
+                estimate=guess,
+                on_step=work.on_step,
+            )
     return True
 
 
@@ -207,24 +273,57 @@ def run_unet(recipe: Recipe, work: Work) -> bool:
     plan, folder = recipe.unet_plan, _part_folder(work, "unet")
     judges = Judges(
         autoencoder=load_autoencoder(work),
-        depth=_load(work, "depth", DepthNet, DepthNetConfig),
+        depth=load_depth(work),
         encoder=load_encoder(work),
     )
     truth = load_bank(recipe.held_out, work.folder / "bank", shards=range(recipe.held_out.shards))
     evaluate = evaluation(
         held_out, truth, judges, plan, recipe.diffusion, recipe.options, folder, clips=recipe.judged_clips
     )
+    sources, plan = _sources(recipe, work, latents)
     task = unet_task(
-        recipe.unet, plan, recipe.diffusion, latents, evaluate=evaluate, seed=recipe.seed, device=work.device
+        recipe.unet, plan, recipe.diffusion, *sources, evaluate=evaluate, seed=recipe.seed, device=work.device
     )
-    outcome = _train(task, plan, recipe, work, recipe.unet, recipe.diffusion, weights)
     extra = as_metadata(recipe.diffusion, recipe.options)
+
+    def keep(averaged: nn.Module, name: str, step: int) -> None:
+        tensors = {key: tensor.half() for key, tensor in averaged.state_dict().items()}
+        told = {**extra, "recipe": json.dumps({"name": recipe.name, "stage": name, "steps": step})}
+        save_file(folder / f"stage-{name}.safetensors", tensors, kind="unet", config=recipe.unet, metadata=told)
+
+    made_from = [recipe.unet, recipe.diffusion, weights, *data_identity(work.data)]
+    outcome = _train(task, plan, recipe, work, *made_from, keep=keep)
     return _export(recipe, work, "unet", outcome, recipe.unet, plan, extra)
+
+
+def _sources(recipe: Recipe, work: Work, latents: LatentBank) -> tuple[list[LatentSource], UNetPlan]:
+    """The bank, and the prepared shards that were given, with their shares of the steps."""
+    if not work.data:
+        return [latents], recipe.unet_plan
+    prepared = ShardSource(open_shards(*work.data), seed=recipe.seed)
+    return [latents, prepared], replace(recipe.unet_plan, shares=(1 - work.data_share, work.data_share))
+
+
+def data_identity(folders: Sequence[Path]) -> list[Any]:
+    """What prepared data is, wherever it lies: the order of samples follows from it."""
+    shards = open_shards(*folders) if folders else None
+    return [shards.weights, [f"{entry.shard.name} {entry.key}" for entry in shards.entries]] if shards else []
 
 
 def load_autoencoder(work: Work) -> Autoencoder:
     """The exported autoencoder, as every user will have it."""
     return _load(work, "autoencoder", Autoencoder, AutoencoderConfig)
+
+
+def load_depth(work: Work) -> DepthNet:
+    """The exported depth network."""
+    return _load(work, "depth", DepthNet, DepthNetConfig)
+
+
+def latents_fingerprint(recipe: Recipe, work: Work) -> str:
+    """A hash of all weights that the latents follow from."""
+    used: list[nn.Module] = [load_autoencoder(work), load_encoder(work).clip]
+    return fingerprint(*used, *([load_depth(work)] if recipe.estimated_depth else []))
 
 
 def load_encoder(work: Work) -> EmbeddedClip:
@@ -242,9 +341,14 @@ def _load(work: Work, part: str, build: Callable[[Any], Module], config: type) -
     return module.requires_grad_(False)
 
 
-def _train(task: Task, plan: Any, recipe: Recipe, work: Work, *made_from: Any) -> Outcome:
+def _train(task: Task, plan: Any, recipe: Recipe, work: Work, *made_from: Any, keep: Keep = keep_nothing) -> Outcome:
     """Train one part in its own folder; ``made_from`` says what besides plan and bank its weights follow from."""
     bank = [shard_identity(recipe.bank), work.shards.start, work.shards.stop]
+    begun = work.start / f"{task.name}.safetensors" if work.start else Path()
+    if begun.is_file():
+        start_from(task.model, read_file(begun).tensors, begun)
+        made_from = (*made_from, fingerprint(task.model))
+        logger.info("%s: from the weights in %s", task.name, begun)
     return train(
         task,
         plan.fit,
@@ -252,6 +356,8 @@ def _train(task: Task, plan: Any, recipe: Recipe, work: Work, *made_from: Any) -
         seed=recipe.seed,
         identity=identity_of(plan, bank, *made_from),
         minutes=work.minutes,
+        engine=work.engine,
+        keep=keep,
         on_step=work.on_step,
     )
 
@@ -267,15 +373,16 @@ def _banks(recipe: Recipe, work: Work) -> tuple[Bank, Bank]:
     """Training and held-out clips."""
     folder = work.folder / "bank"
     held_out = load_bank(recipe.held_out, folder, shards=range(recipe.held_out.shards))
-    return load_bank(recipe.bank, folder, shards=work.shards), held_out
+    bank = load_bank(recipe.bank, folder, shards=work.shards)
+    return replace(bank, rgb=bank.rgb.to(work.device), depth=bank.depth.to(work.device)), held_out
 
 
 def _latents(recipe: Recipe, work: Work) -> tuple[LatentBank, LatentBank, str]:
     """Training and held-out clips, encoded with the weights that are there, and the fingerprint of these."""
-    weights = fingerprint(load_autoencoder(work), load_encoder(work).clip)
+    weights = latents_fingerprint(recipe, work)
     folder = work.folder / "latents"
     held_out = load_latents(recipe.held_out, folder, shards=range(recipe.held_out.shards), weights=weights)
-    return load_latents(recipe.bank, folder, shards=work.shards, weights=weights), held_out, weights
+    return load_latents(recipe.bank, folder, shards=work.shards, weights=weights).to(work.device), held_out, weights
 
 
 def _export(
@@ -296,7 +403,9 @@ def _export(
     }
     tensors = {name: tensor.half() for name, tensor in outcome.averaged.state_dict().items()}
     path = work.weights / f"{part}.safetensors"
-    save_file(path, tensors, kind=part, config=config, metadata={"recipe": json.dumps(made), **extra})
+    with main_first(work) as main:
+        if main:
+            save_file(path, tensors, kind=part, config=config, metadata={"recipe": json.dumps(made), **extra})
     logger.info("%s: step %d, finished=%s, %s -> %s", part, outcome.step, outcome.finished, made["measured"], path)
     return outcome.finished
 

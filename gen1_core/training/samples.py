@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,11 +21,13 @@ from ..gen1 import Diffusion, EditOptions
 from ..models.autoencoder import Autoencoder, decode_clip
 from ..models.depth import DepthNet
 from ..models.unet import SpaceTimeUNet
+from ..structure.estimator import MAX_BLUR_LEVEL
 from ..tensors import Latents
 from .bank import Bank
 from .depth import aligned
 from .latents import LatentBank
 from .sheets import psnr, write_sheet
+from .stages import stage_at
 from .unet import UNetPlan, with_level
 
 
@@ -44,7 +46,9 @@ def sample(
 ) -> Latents:
     """A few clips at once, from noise: the heart of the pipeline without files and windows."""
     b, _, f, h, w = condition.structure.shape
-    noise = torch.randn(b, 4, f, h, w, generator=torch.Generator().manual_seed(seed)).to(condition.structure)
+    noise = torch.randn(b, model.config.out_channels, f, h, w, generator=torch.Generator().manual_seed(seed)).to(
+        condition.structure
+    )
     sigmas = [float(sigma) for sigma in spaced_sigmas(diffusion.schedule, options.steps, options.spacing)]
     denoise = as_denoiser(network(model), diffusion.schedule, diffusion.prediction, batch=1)
     denoise = guided(denoise, content_scale=options.content_scale, temporal_scale=options.temporal_scale)
@@ -75,6 +79,8 @@ def evaluation(
     content = latents.images[:clips, 1, 0].to(device, torch.float32)[:, None, None]
     encoded, level = latents.depth[:clips, 0].to(device, torch.float32), torch.zeros(clips, dtype=torch.long)
     condition = Condition(structure=with_level(encoded, level), content=content, null=torch.zeros_like(content))
+    blank = repeat(latents.flat.to(device, torch.float32), "c h w -> b c f h w", b=clips, f=encoded.shape[2])
+    flat = replace(condition, structure=with_level(blank, torch.full_like(level, MAX_BLUR_LEVEL)))
     source, truth = (frames_of(bank.rgb[:clips, style].to(device).float() / 255) for style in (0, 1))
     depth = frames_of(bank.depth[:clips].to(device).float() / 255)
     frames = bank.rgb.shape[2]
@@ -82,7 +88,9 @@ def evaluation(
     @torch.no_grad()
     def evaluate(model: SpaceTimeUNet, step: int) -> dict[str, float]:
         image_only = step <= plan.stages[0].steps and plan.stages[0].image_fraction == 1
-        clean = sample(model, replace(condition, image=image_only), diffusion, options, seed=1)
+        # Structure is shown once the network has learnt what it is.
+        told = flat if stage_at(plan.stages, step - 1)[0].structure == "none" else condition
+        clean = sample(model, replace(told, image=image_only), diffusion, options, seed=1)
         edited = decode_clip(judges.autoencoder, rearrange(clean, "b c f h w -> (b f) c h w"), chunk=8)
         columns = [part[frames // 2 :: frames] for part in (source, depth, edited, truth)]
         write_sheet(folder / f"sheet-{step:06d}.png", columns)

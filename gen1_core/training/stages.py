@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 StructureLevel = Literal["none", "detail", "levels"]
@@ -63,7 +64,8 @@ class Stage:
     """One stage of the U-Net's training.
 
     ``image_fraction`` of the steps show single frames to the image path (the paper: 12.5 %), the others whole clips to
-    the video path. ``batch`` counts frames, so both kinds of step cost about the same, as in the paper.
+    the video path. ``batch`` counts frames, so both kinds of step cost about the same, as in the paper. With ``keep``
+    the averaged weights at its end are kept in a file of their own, named after the stage.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Stage:
     image_fraction: float
     structure: StructureLevel
     rate: Rate
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -91,6 +94,12 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> tuple[Stage, int]:
             return stage, step
         step -= stage.steps
     return stages[-1], stages[-1].steps
+
+
+def kept_stages(stages: tuple[Stage, ...]) -> dict[int, str]:
+    """The steps after which averaged weights are kept, and the names of the stages that end there."""
+    ends = accumulate(stage.steps for stage in stages)
+    return {end: stage.name for end, stage in zip(ends, stages, strict=True) if stage.keep}
 
 
 def scale_stages(stages: tuple[Stage, ...], steps: int) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,22 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours (tensors, numbers and strings only; no code)."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Read a checkpoint of ours (tensors, numbers and strings only; no code).
+
+    Raises ValueError where it is damaged: PyTorch itself does not look at the checksums that it wrote.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is damaged ({reason}), so the run cannot go on from it; put a copy back, or remove the folder "
+            f"{path.parent} and train anew, from the last weights exported if you like (--from)."
+        ) from error
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

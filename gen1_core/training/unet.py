@@ -1,36 +1,47 @@
-"""Fitting the space-time U-Net in stages like the paper's (3.5): images first, then clips, then blurred structure.
+"""Fitting the space-time U-Net in stages like the paper's (3.5): images, clips, structure, blurred structure.
 
 Structure and content come from the training clip itself: its own depth, and the image embedding of one of its frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from einops import repeat
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..conditioning import network
 from ..diffusion.condition import Condition
 from ..diffusion.loss import diffusion_loss
 from ..gen1 import Diffusion
+from ..models.attention import SpatialTransformer
+from ..models.layers import ResBlock
+from ..models.motion import MotionModule
+from ..models.temporal import TemporalTransformer
 from ..models.unet import SpaceTimeUNet, UNetConfig
 from ..structure.blur import level_channels
-from ..structure.estimator import MAX_BLUR_LEVEL
 from ..tensors import Latents
-from .latents import LatentBank
+from .draws import WHOLE, Share, draw_seeds, normal_rows
 from .loop import Losses, Task, seeded
-from .stages import Fit, Stage, StructureLevel, scale_stages, stage_at
+from .sources import LatentSource, Picks, draw_source, with_flat
+from .stages import Fit, Stage, kept_stages, scale_stages, stage_at
+
+BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer, MotionModule)
+"""The layers that are computed twice (checkpointing) and divided among processes (FSDP) one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetPlan:
-    """How the U-Net is fitted. ``fit`` says everything but batch and learning rate, which belong to the stages."""
+    """How the U-Net is fitted. ``fit`` says everything but batch and learning rate, which belong to the stages.
+
+    ``shares`` are the parts of the steps that each source of clips gets, in the order of the sources.
+    """
 
     fit: Fit
     stages: tuple[Stage, ...]
     content_dropout: float = 0.1
+    shares: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         total = sum(stage.steps for stage in self.stages)
@@ -38,6 +49,8 @@ class UNetPlan:
             raise ValueError(
                 f"the stages have {total} steps, but fit.steps={self.fit.steps}; give the sum, or use `with_steps`."
             )
+        if not self.shares or min(self.shares) < 0 or not sum(self.shares):
+            raise ValueError(f"shares={self.shares} leave no clips to train on; give each source a share above 0.")
 
 
 def with_steps(plan: UNetPlan, steps: int) -> UNetPlan:
@@ -51,29 +64,33 @@ def unet_task(
     config: UNetConfig,
     plan: UNetPlan,
     diffusion: Diffusion,
-    latents: LatentBank,
-    *,
+    *sources: LatentSource,
     evaluate: Callable[[SpaceTimeUNet, int], dict[str, float]],
     seed: int,
     device: torch.device,
 ) -> Task:
-    """The U-Net's training through all stages."""
+    """The U-Net's training through all stages.
+
+    Raises ValueError where sources and their shares do not match.
+    """
+    if len(sources) != len(plan.shares):
+        raise ValueError(f"{len(sources)} sources came for shares={plan.shares}; give one share for each source.")
     model = seeded(lambda: SpaceTimeUNet(config), seed).to(device)
     call = network(model)
 
-    def losses(step: int, generator: torch.Generator) -> Losses:
-        stage, _ = stage_at(plan.stages, step)
-        clean, condition = draw_batch(latents, stage, plan.content_dropout, generator, device)
-        timestep = torch.randint(0, diffusion.schedule.timesteps, (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+    def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
+        batch = draw_batch(sources, plan, step, generator, frames=config.frames)
+        clean, condition = read_batch(batch, share, device)
+        timestep = torch.randint(0, diffusion.schedule.timesteps, (len(batch.dropped),), generator=generator)
+        seeds = draw_seeds(len(batch.dropped), generator)
         loss = diffusion_loss(
             call,
             clean,
             condition,
             schedule=diffusion.schedule,
             prediction=diffusion.prediction,
-            timestep=timestep.to(device),
-            noise=noise,
+            timestep=share.of(timestep).to(device),
+            noise=normal_rows(share.of(seeds), tuple(clean.shape[1:]), device),
         ).mean()
         return {"loss": loss, ("image_loss" if condition.image else "video_loss"): loss}
 
@@ -81,52 +98,74 @@ def unet_task(
         stage, within = stage_at(plan.stages, step)
         return stage.rate.at(within, stage.steps)
 
-    return Task(name="unet", model=model, losses=losses, rate=rate, evaluate=evaluate)
+    def names(step: int, generator: torch.Generator) -> list[str]:
+        batch = draw_batch(sources, plan, step, generator, frames=config.frames)
+        return batch.source.names(batch.picks)
+
+    return Task(
+        name="unet",
+        model=model,
+        losses=losses,
+        rate=rate,
+        evaluate=evaluate,
+        divides=True,
+        batches=batch_sizes(plan.stages, config.frames),
+        names=names,
+        blocks=BLOCKS,
+        kept=kept_stages(plan.stages),
+    )
+
+
+def batch_sizes(stages: Sequence[Stage], frames: int) -> tuple[int, ...]:
+    """All numbers of samples that steps draw: single frames, or clips of ``frames``."""
+    images = {stage.batch for stage in stages if stage.image_fraction > 0}
+    clips = {max(1, stage.batch // frames) for stage in stages if stage.image_fraction < 1}
+    return tuple(sorted(images | clips))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A step's whole batch before anything is read: which clips, whose content is dropped, and the stage's settings."""
+
+    source: LatentSource
+    picks: Picks
+    dropped: Tensor
+    image: bool
+    stage: Stage
 
 
 def draw_batch(
-    latents: LatentBank,
-    stage: Stage,
-    content_dropout: float,
-    generator: torch.Generator,
-    device: torch.device,
-) -> tuple[Latents, Condition]:
-    """Clean latents and their condition, about ``batch`` frames: single ones for the image path, or clips."""
-    clips, styles, _, frames = latents.rgb.shape[:4]
+    sources: Sequence[LatentSource], plan: UNetPlan, step: int, generator: torch.Generator, *, frames: int
+) -> Batch:
+    """About ``batch`` frames of one source: single ones for the image path, or clips of ``frames``."""
+    stage, _ = stage_at(plan.stages, step)
     image = float(torch.rand(1, generator=generator)) < stage.image_fraction
     count = stage.batch if image else max(1, stage.batch // frames)
-    draw = lambda most: torch.randint(0, most, (count,), generator=generator)  # noqa: E731
-    clip, style, shown = draw(clips), draw(styles), draw(frames)
-    clean = latents.rgb[clip, style]
-    encoded, level = draw_structure(latents, clip, stage.structure, generator)
-    if image:
-        at = draw(frames)
-        clean, encoded = (part[torch.arange(count), :, at][:, :, None] for part in (clean, encoded))
-    content = latents.images[clip, style, shown].to(device, torch.float32)[:, None, None]
-    dropped = (torch.rand(count, 1, 1, 1, generator=generator) < content_dropout).to(device)
+    source = draw_source(sources, plan.shares, generator)
+    picks = source.draw(step, count=count, frames=1 if image else frames, generator=generator)
+    if stage.structure == "detail":
+        picks = replace(picks, level=torch.zeros_like(picks.level))
+    dropped = torch.rand(count, generator=generator) < plan.content_dropout
+    return Batch(source=source, picks=picks, dropped=dropped, image=image, stage=stage)
+
+
+def read_batch(batch: Batch, share: Share, device: torch.device) -> tuple[Latents, Condition]:
+    """Clean latents of a share of the batch, and their condition."""
+    clips = batch.source.read(batch.picks.of(share), device)
+    if batch.stage.structure == "none":
+        clips = with_flat(clips)
+    content = rearrange(clips.content, "b d -> b 1 1 d")
     null = torch.zeros_like(content)
+    dropped = rearrange(share.of(batch.dropped).to(device), "b -> b 1 1 1")
     condition = Condition(
-        structure=with_level(encoded.to(device, torch.float32), level),
+        structure=with_level(clips.depth, clips.level),
         content=torch.where(dropped, null, content),
         null=null,
-        image=image,
+        image=batch.image,
     )
-    return clean.to(device, torch.float32), condition
+    return clips.rgb, condition
 
 
-def draw_structure(
-    latents: LatentBank, clip: Int[Tensor, " b"], structure: StructureLevel, generator: torch.Generator
-) -> tuple[Float[Tensor, "b 4 f h w"], Int[Tensor, " b"]]:
-    """Encoded depth of each clip and its t_s: none, always 0, or uniform in 0..7 (0 for one clip in eight)."""
-    if structure == "none":
-        flat = repeat(latents.flat, "c h w -> b c f h w", b=len(clip), f=latents.rgb.shape[3])
-        return flat, torch.full_like(clip, MAX_BLUR_LEVEL)
-    blurred: Bool[Tensor, " b"] = torch.rand(len(clip), generator=generator) < MAX_BLUR_LEVEL / (MAX_BLUR_LEVEL + 1)
-    if structure == "detail":
-        blurred = torch.zeros_like(blurred)
-    return latents.depth[clip, blurred.long()], torch.where(blurred, latents.level[clip], 0)
-
-
-def with_level(encoded: Float[Tensor, "b 4 f h w"], level: Int[Tensor, " b"]) -> Float[Tensor, "b 8 f h w"]:
+def with_level(encoded: Float[Tensor, "b c f h w"], level: Int[Tensor, " b"]) -> Float[Tensor, "b c2 f h w"]:
     """Encoded depth and the channels that tell its t_s: the structure as the network gets it."""
     return torch.cat([encoded, level_channels(level.to(encoded.device), encoded)], dim=1)

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,7 +45,7 @@ SMALL = UNetConfig(
 )
 
 
-def reference(config: UNetConfig) -> UNet2DConditionModel:
+def reference(config: UNetConfig, **more: Any) -> UNet2DConditionModel:
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
     return UNet2DConditionModel(
@@ -57,6 +58,7 @@ def reference(config: UNetConfig) -> UNet2DConditionModel:
         attention_head_dim=config.num_attention_heads,
         cross_attention_dim=config.cross_attention_dim,
         norm_num_groups=config.norm_num_groups,
+        **more,
     ).eval()
 
 
@@ -96,12 +98,16 @@ def from_diffusers(config: UNetConfig) -> tuple[SpaceTimeUNet, UNet2DConditionMo
     return ours, theirs
 
 
-def run_diffusers(theirs: UNet2DConditionModel, x: Tensor, timestep: Tensor, content: Tensor) -> Tensor:
+def run_diffusers(
+    theirs: UNet2DConditionModel, x: Tensor, timestep: Tensor, content: Tensor, *, projected: Tensor | None = None
+) -> Tensor:
     frames = x.shape[2]
+    labels = None if projected is None else repeat(projected, "b g d -> (b g f) d", f=frames // content.shape[1])
     out = theirs(
         rearrange(x, "b c f h w -> (b f) c h w"),
         repeat(timestep, "b -> (b f)", f=frames),
         repeat(content, "b g n d -> (b g f) n d", f=frames // content.shape[1]),
+        class_labels=labels,
     ).sample
     return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
 
@@ -294,6 +300,26 @@ def test_content_of_each_frame(image: bool) -> None:
     assert all(distance(out[:, :, frame], one[:, :, frame]) > 0.01 for frame in range(1, 4))
     if image:
         assert distance(out[:, :, 0], one[:, :, 0]) <= 1e-5
+
+
+@torch.no_grad()
+def test_content_embedding_equals_diffusers_projected_class() -> None:
+    config = replace(MIXED, content_embedding=True)
+    theirs = reference(config, class_embed_type="projection", projection_class_embeddings_input_dim=24)
+    randomise(theirs)
+    weights = {name.replace("class_embedding", "content_embedding"): w for name, w in theirs.state_dict().items()}
+    ours = SpaceTimeUNet(config).eval()
+    silent = SpaceTimeUNet(MIXED).eval()
+    without = {name: weight for name, weight in weights.items() if not name.startswith("content_embedding")}
+    ours.load_state_dict({**ours.state_dict(), **without})
+    silent.load_state_dict({**silent.state_dict(), **without})
+    x, timestep, content = inputs(config, frames=3, size=8, tokens=2)
+    assert torch.equal(ours(x, timestep, content), silent(x, timestep, content)), "a new one has to change nothing"
+    ours.load_state_dict({**ours.state_dict(), **weights})
+    for told in (content, torch.randn(2, 3, 2, 24)):
+        expected = run_diffusers(theirs, x, timestep, told, projected=reduce(told, "b g n d -> b g d", "mean"))
+        assert distance(ours(x, timestep, told, image=True), expected) <= 1e-5
+    assert distance(ours(x, timestep, content, image=True), silent(x, timestep, content, image=True)) > 0.1
 
 
 @torch.no_grad()

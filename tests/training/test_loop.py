@@ -1,6 +1,7 @@
 """The training loop: resumable bit for bit, atomic, and a pure function of seed and step."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gen1_core.training import ema
+from gen1_core.training.draws import Share, draw_seeds, normal_rows
 from gen1_core.training.loop import Task, generator_at, identity_of, train
-from gen1_core.training.stages import Fit, Rate, Stage, scale_stages, stage_at
+from gen1_core.training.stages import Fit, Rate, Stage, kept_stages, scale_stages, stage_at
 from gen1_core.training.state import load_state, read_records, rewind_records, save_state
 
 FIT = Fit(steps=6, batch=4, rate=Rate(peak=1e-2, warmup=2), log_every=2, evaluate_every=3, save_every_s=0.0)
@@ -135,7 +137,7 @@ def test_another_seed_or_another_network_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     task = linear_task()
     broken = replace(task, losses=lambda step, g: {"loss": task.losses(step, g)["loss"] * (float("nan") ** step)})
-    with pytest.raises(ValueError, match="lower the learning rate and resume"):
+    with pytest.raises(ValueError, match="not finite at step 1, .*lower the learning rate and resume"):
         train(broken, FIT, tmp_path, seed=5, identity="line")
     assert load_state(tmp_path / "checkpoint.pt")["step"] < 2
 
@@ -147,10 +149,96 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tm
         loss = task.losses(step, generator)["loss"]
         return {"loss": loss + (0 * loss).sqrt() if step == 3 else loss}  # a finite loss, a gradient of 0 * inf
 
-    with pytest.raises(ValueError, match="weights are not finite at step 4.*resume from the last checkpoint"):
+    with pytest.raises(ValueError, match="gradient .* is not finite at step 3, .*resume from the last checkpoint"):
         train(replace(task, losses=losses), FIT, tmp_path, seed=5, identity="line")
     state = load_state(tmp_path / "checkpoint.pt")
     assert state["step"] == 3 and bool(state["model"]["0.weight"].isfinite().all())
+
+
+def test_samples_of_the_step_that_broke_are_named_even_when_it_is_noticed_later(tmp_path: Path) -> None:
+    task = linear_task()
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"loss": task.losses(step, generator)["loss"] * (float("inf") if step == 3 else 1.0)}
+
+    def names(step: int, generator: torch.Generator) -> list[str]:
+        return [f"clip {int(torch.randint(0, 100, (1,), generator=generator))} of step {step}"]
+
+    broken = replace(task, losses=losses, names=names)
+    fit = replace(FIT, log_every=6, save_every_s=1e9)
+    (shown,) = names(3, generator_at(5, "line", 3))
+    with pytest.raises(ValueError, match=f"at step 3, which showed {shown}, so these weights are lost"):
+        train(broken, fit, tmp_path, seed=5, identity="line")
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, damage: str) -> None:
+    train(linear_task(), FIT, tmp_path, seed=5, identity="line")
+    path = tmp_path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    weights = load_state(path)["model"]["0.weight"].numpy().tobytes()
+    if damage == "flipped":
+        content[content.index(weights)] ^= 1  # one bit of one weight, which PyTorch would read without a word
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    with pytest.raises(ValueError, match="is damaged .*put a copy back, or remove the folder"):
+        train(linear_task(), FIT, tmp_path, seed=5, identity="line")
+
+
+def test_weights_are_kept_where_the_task_says_so(tmp_path: Path) -> None:
+    kept = {}
+
+    def keep(averaged: nn.Module, name: str, step: int) -> None:
+        kept[name] = (step, {key: value.clone() for key, value in averaged.state_dict().items()})
+
+    task = replace(linear_task(), kept={4: "before"})
+    outcome = train(task, FIT, tmp_path, seed=5, identity="line", keep=keep)
+    step, weights = kept["before"]
+    until = train(linear_task(), replace(FIT, steps=4), tmp_path / "short", seed=5, identity="line")
+    assert step == 4 and not torch.equal(weights["0.weight"], outcome.averaged.state_dict()["0.weight"])
+    assert until.step == 4 and kept.keys() == {"before"}
+
+
+def test_curves_are_written_for_tensorboard_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(ConnectionError):
+        train(linear_task(stop_at=5), replace(FIT, save_every_s=1e9), tmp_path, seed=5, identity="line")
+    train(linear_task(), FIT, tmp_path, seed=5, identity="line")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("evaluation/first")] == [3, 6]
+    told = {record["step"]: record["loss"] for record in read_records(tmp_path / "log.jsonl") if "rate" in record}
+    assert events.Scalars("train/loss")[-1].value == pytest.approx(told[6])
+
+
+def test_without_accelerate_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing, advice in (("accelerate", "training runs on accelerate"), ("torch.utils.tensorboard", "curves")):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, missing, None)
+            with pytest.raises(ValueError, match=rf"{advice}.*pip install 'gen1-video\[train\]'"):
+                train(linear_task(), FIT, tmp_path, seed=5, identity="line")
+
+
+def test_shares_are_rows_and_noise_belongs_to_the_row() -> None:
+    rows = torch.arange(6)
+    assert torch.equal(torch.cat([Share(index=i, count=3).of(rows) for i in range(3)]).sort().values, rows)
+    assert torch.equal(Share(index=1, count=4).of(rows), rows), "a batch that is not divided is computed whole"
+    seeds = draw_seeds(6, torch.Generator().manual_seed(0))
+    whole = normal_rows(seeds, (3, 2), torch.device("cpu"))
+    share = Share(index=1, count=2)
+    assert torch.equal(normal_rows(share.of(seeds), (3, 2), torch.device("cpu")), share.of(whole))
+    assert abs(float(normal_rows(seeds, (1000,), torch.device("cpu")).std()) - 1) < 0.05
+    assert not torch.equal(whole[0], whole[1])
+    with pytest.raises(ValueError, match="give a number from 0 to 1"):
+        Share(index=2, count=2)
+
+
+def test_the_end_of_a_stage_can_be_kept() -> None:
+    common = {"batch": 8, "image_fraction": 0.125, "structure": "detail", "rate": Rate(peak=1e-3)}
+    stages = tuple(Stage(name=name, steps=5, keep=name == "b", **common) for name in "abc")
+    assert kept_stages(stages) == {10: "b"}
 
 
 def test_draws_are_a_pure_function_of_seed_name_and_step() -> None:

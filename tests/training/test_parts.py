@@ -13,24 +13,27 @@ from PIL import Image
 
 from gen1_core.checkpoints.files import read_file
 from gen1_core.content.tokenizer import Tokenizer
+from gen1_core.diffusion.condition import Condition
 from gen1_core.diffusion.schedule import Schedule
 from gen1_core.gen1 import Diffusion
 from gen1_core.loading import load_gen1
 from gen1_core.models.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_core.models.unet import UNetConfig
+from gen1_core.recipes import tiny
 from gen1_core.recipes.tiny import TINY, add_arguments, main, run_from, shards_from, smoke
 from gen1_core.structure.blur import level_channels
 from gen1_core.training.autoencoder import AutoencoderPlan, draw_images, normalised
 from gen1_core.training.bank import Bank, BankConfig, join, load_bank, render_bank, shard_path, write_shard
 from gen1_core.training.clip import CLIPPlan, add_foreign, caption_words, contrastive_losses, read_captions
 from gen1_core.training.depth import DepthPlan, aligned, augment, depth_losses
+from gen1_core.training.draws import WHOLE, Share
 from gen1_core.training.latents import LatentBank, encode_shards, fingerprint, load_latents
 from gen1_core.training.loop import generator_at
 from gen1_core.training.recipe import Recipe, Work, load_autoencoder, recipe_with_steps, run
 from gen1_core.training.sheets import psnr, write_sheet
 from gen1_core.training.stages import Fit, Rate, Stage
 from gen1_core.training.state import read_records
-from gen1_core.training.unet import UNetPlan, draw_batch, unet_task, with_steps
+from gen1_core.training.unet import UNetPlan, draw_batch, read_batch, unet_task, with_steps
 
 CPU = torch.device("cpu")
 FIT = Fit(steps=10, batch=40, rate=Rate(peak=1e-3))
@@ -293,9 +296,17 @@ def test_encoded_shards_belong_to_their_weights(tmp_path: Path) -> None:
         load_latents(SMALL_BANK, folder, shards=[0], weights=fingerprint(autoencoder))
 
 
+def drawn(
+    latents: LatentBank, stage: Stage, *, dropout: float = 0.0, share: Share = WHOLE, frames: int = 8
+) -> tuple[torch.Tensor, Condition]:
+    """The batch of step 0 of one stage."""
+    plan = UNetPlan(fit=replace(FIT, steps=stage.steps), stages=(stage,), content_dropout=dropout)
+    return read_batch(draw_batch([latents], plan, 0, generator_at(0, "u", 0), frames=frames), share, CPU)
+
+
 def test_unet_batches_keep_clip_style_frame_and_depth_together() -> None:
     latents = numbered_latents()
-    clean, condition = draw_batch(latents, DETAIL, 0.0, generator_at(0, "u", 0), CPU)
+    clean, condition = drawn(latents, DETAIL)
     assert clean.shape == (8, 4, 8, 2, 2) and not condition.image
     clip, style = clean[:, 0, 0, 0, 0] // 100, clean[:, 0, 0, 0, 0] % 100 // 10
     torch.testing.assert_close(condition.structure[:, 0, :, 0, 0], 100 * clip[:, None] + torch.arange(8.0))
@@ -304,17 +315,32 @@ def test_unet_batches_keep_clip_style_frame_and_depth_together() -> None:
     torch.testing.assert_close(condition.structure[:, 4:], level_channels(0, condition.structure[:, :4]))
 
     images = replace(DETAIL, image_fraction=1.0)
-    clean, condition = draw_batch(latents, images, 0.0, generator_at(0, "u", 0), CPU)
+    clean, condition = drawn(latents, images)
     assert clean.shape == (64, 4, 1, 2, 2) and condition.image
     number = clean[:, 0, 0, 0, 0]
     torch.testing.assert_close(condition.structure[:, 0, 0, 0, 0], number - 10 * (number % 100 // 10))
     assert len(set((number % 10).tolist())) == 8
 
 
+def test_a_network_of_fewer_frames_sees_parts_of_the_clips_and_shares_are_rows() -> None:
+    latents = numbered_latents()
+    clean, condition = drawn(latents, DETAIL, frames=4)
+    assert clean.shape == (16, 4, 4, 2, 2)
+    first = clean[:, 0, 0, 0, 0] % 10
+    torch.testing.assert_close(clean[:, 0, :, 0, 0] % 10, first[:, None] + torch.arange(4.0))
+    torch.testing.assert_close(condition.structure[:, 0, :, 0, 0] % 10, clean[:, 0, :, 0, 0] % 10)
+    assert set(first.tolist()) == {0, 1, 2, 3, 4}
+    for index in range(2):
+        part, told = drawn(latents, DETAIL, frames=4, share=Share(index=index, count=2))
+        assert torch.equal(part, clean[index::2]) and torch.equal(told.content, condition.content[index::2])
+    with pytest.raises(ValueError, match="train a network of fewer frames"):
+        drawn(latents, DETAIL, frames=9)
+
+
 def test_stages_decide_structure_and_content_is_dropped() -> None:
     latents = numbered_latents()
     levels = replace(DETAIL, structure="levels", batch=8 * 400)
-    _, condition = draw_batch(latents, levels, 0.1, generator_at(0, "u", 0), CPU)
+    _, condition = drawn(latents, levels, dropout=0.1)
     encoded = condition.structure[:, 0, 0, 0, 0]
     detail = encoded < 1000
     assert 0.05 < float(detail.float().mean()) < 0.22  # one in eight
@@ -324,7 +350,7 @@ def test_stages_decide_structure_and_content_is_dropped() -> None:
     dropped = (condition.content == 0).flatten(1).all(dim=1)
     assert 0.05 < float(dropped.float().mean()) < 0.16 and torch.equal(condition.null, 0 * condition.null)
 
-    _, condition = draw_batch(latents, replace(DETAIL, structure="none"), 0.0, generator_at(0, "u", 0), CPU)
+    _, condition = drawn(latents, replace(DETAIL, structure="none"))
     assert bool((condition.structure[:, :4] == -7).all())
     torch.testing.assert_close(condition.structure[:, 4:], level_channels(7, condition.structure[:, :4]))
 
@@ -377,7 +403,10 @@ def test_sheets_and_psnr(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_recipe_runs_and_resumes(tmp_path: Path) -> None:
+def test_the_whole_recipe_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of their real widths; clips of half the size, a quarter of the time."""
+    half = replace(TINY, bank=replace(TINY.bank, size=64), held_out=replace(TINY.held_out, size=64))
+    monkeypatch.setattr(tiny, "TINY", half)
     run = ["all", "--smoke", "--folder", str(tmp_path), "--threads", "1"]
     main(run)
     names = {path.stem for path in (tmp_path / "weights").glob("*.safetensors")}
@@ -388,8 +417,11 @@ def test_the_whole_recipe_runs_and_resumes(tmp_path: Path) -> None:
     assert json.loads(unet.metadata["recipe"])["finished"] is True
     assert next(iter(unet.tensors.values())).dtype == torch.float16
     gen1 = load_gen1(tmp_path / "weights")
-    assert encoder_of(gen1).unfamiliar("a castle") == [] and gen1.diffusion == TINY.diffusion
-    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
-    assert (tmp_path / "unet" / "sheet-000006.png").exists()
+    words = read_file(tmp_path / "weights" / "clip.safetensors").metadata["words"].split()
+    assert encoder_of(gen1).unfamiliar(words[0]) == [] and gen1.diffusion == TINY.diffusion
+    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [8]
+    assert (tmp_path / "unet" / "sheet-000008.png").exists()
+    kept = read_file(tmp_path / "unet" / "stage-temporal.safetensors")
+    assert kept.kind == "unet" and json.loads(kept.metadata["recipe"])["stage"] == "temporal"
     main(run)
-    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [6]
+    assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [8]

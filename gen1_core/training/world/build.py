@@ -64,10 +64,11 @@ def put(
     pitch: Course = 0.0,
     roll: Course = 0.0,
     wall: bool = False,
+    earth: bool = False,
 ) -> Solid:
     """A solid at a moving point."""
     angles = turn(time=centre[:, 0], yaw=yaw, pitch=pitch, roll=roll)
-    return Solid(kind=kind, centre=centre, size=size, turn=angles, wall=wall)
+    return Solid(kind=kind, centre=centre, size=size, turn=angles, wall=wall, earth=earth)
 
 
 def link(kind: Kind, start: Float[Tensor, "f 3"], end: Float[Tensor, "f 3"], radius: float) -> Solid:
@@ -96,6 +97,7 @@ def moved(solids: list[Solid], *, yaw: Course, by: Float[Tensor, "f 3"]) -> list
             size=solid.size,
             turn=rotation @ solid.turn,
             wall=solid.wall,
+            earth=solid.earth,
         )
         for solid in solids
     ]

@@ -8,6 +8,7 @@ there is one, is y = 0.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
 from typing import Literal
 
 import torch
@@ -38,6 +39,8 @@ class Solid:
     turn: Float[Tensor, "f 3 3"]
     wall: bool = False
     """Walls, floors and table tops of a set: they take shadows, cast none, and have a colour of their own."""
+    earth: bool = False
+    """Hills and waves: they look as the ground does."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,11 +63,23 @@ class Scene:
     ground: bool
 
 
-def paint_slot(solid: Solid) -> int:
-    """Colour of a solid from what a depth map shows, its shape and size, so that an edit can be predicted."""
+LARGE = 0.26
+"""Mean half extent of a large solid, over half the height of the picture at the distance of the subject."""
+
+
+def picture_extent(camera: Camera) -> float:
+    """Half the height of the first picture at the distance of its target: the unit of what a depth map shows."""
+    return float((camera.position[0] - camera.target[0]).norm()) * camera.spread
+
+
+def paint_slot(solid: Solid, extent: float) -> int:
+    """Colour of a solid from what a depth map shows, its shape and its size in the picture, so that an edit can be
+    predicted; ``extent`` is that of the picture."""
     if solid.wall:
         return WALL_SLOT
-    large = sum(solid.size) / 3 > 0.42
+    if solid.earth:
+        return GROUND_SLOT
+    large = sum(solid.size) / 3 > LARGE * extent
     slots = {"ellipsoid": (4, 0), "box": (5, 1), "cylinder": (5, 2), "cone": (3, 3)}
     return slots[solid.kind][large]
 
@@ -92,6 +107,38 @@ def first_yaw(camera: Camera) -> Float[Tensor, "3 3"]:
     back = F.normalize(back * torch.tensor([1.0, 0.0, 1.0]).to(back), dim=0)
     up = torch.tensor([0.0, 1.0, 0.0]).to(back)
     return torch.stack((torch.linalg.cross(up, back), up, back), dim=-1)
+
+
+def texture_turns(solids: Sequence[Solid], yaw: Float[Tensor, "3 3"]) -> Float[Tensor, "n f 3 3"]:
+    """From each solid's axes to those of its texture, which must follow from the solid's visible form.
+
+    A ball's texture does not spin with it, that of a cylinder or cone does not turn about its axis, and of the faces
+    of a box the one that looks at the first camera is always the same.
+    """
+    return torch.stack([texture_turn(solid, yaw) for solid in solids])
+
+
+def texture_turn(solid: Solid, yaw: Float[Tensor, "3 3"]) -> Float[Tensor, "f 3 3"]:
+    """One solid's rotation of ``texture_turns``."""
+    if solid.kind == "ellipsoid" and max(solid.size) < 1.01 * min(solid.size):
+        return yaw.T @ solid.turn
+    axis = solid.turn[:, :, 1]
+    if solid.size[0] == solid.size[2] and solid.kind != "box":
+        z = F.normalize(yaw[:, 2] - axis * (axis @ yaw[:, 2])[:, None] + 1e-6, dim=-1)
+        upright = torch.stack((torch.linalg.cross(axis, z), axis, z), dim=-1)
+        return upright.transpose(-1, -2) @ solid.turn
+    matches = torch.einsum("ij,ik,gjk->g", yaw, solid.turn[0], QUARTER_TURNS.transpose(-1, -2))
+    return QUARTER_TURNS[int(matches.argmax())].T.expand_as(solid.turn)
+
+
+def quarter_turns() -> Float[Tensor, "24 3 3"]:
+    """The rotations of a cube."""
+    orders = [torch.eye(3, dtype=torch.float64)[list(order)] for order in permutations(range(3))]
+    signs = [torch.diag(torch.tensor(sign, dtype=torch.float64)) for sign in product((-1, 1), repeat=3)]
+    return torch.stack([s @ c for s in signs for c in orders if torch.linalg.det(s @ c) > 0])
+
+
+QUARTER_TURNS = quarter_turns()
 
 
 def to_local(solids: Sequence[Solid]) -> Float[Tensor, "n f 3 4"]:

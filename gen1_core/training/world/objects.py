@@ -45,7 +45,7 @@ def totem(dice: Dice, time: Time) -> Arrangement:
 
 
 def tumbling(dice: Dice, time: Time) -> Arrangement:
-    """Solids that turn and fall."""
+    """Solids that turn and fall to the ground."""
     subject = []
     for number in range(dice.integer(3, 6)):
         kind = dice.pick(("ellipsoid", "box", "cylinder", "cone"))
@@ -61,7 +61,7 @@ def tumbling(dice: Dice, time: Time) -> Arrangement:
         )
         spins = [dice.uniform(0, 6) + dice.uniform(-3, 3) * time for _ in range(3)]
         subject.append(put(kind, centre, size, yaw=spins[0], pitch=spins[1], roll=spins[2]))
-    return Arrangement(subject=subject, backdrop=[], ground=dice.chance(0.6), pitch=(-15, 55), fill=(0.85, 1.3))
+    return Arrangement(subject=subject, backdrop=[], pitch=(-2, 55), fill=(0.85, 1.3))
 
 
 def tree(dice: Dice, x: float, z: float, size: float, time: Time) -> list[Solid]:

@@ -37,6 +37,9 @@ class Material:
     soft: float = 0.0
     molten: float = 0.0
     """Light that comes out of the texture."""
+    cover: float = 0.0
+    """How much of what looks up is covered, with ``covering``."""
+    covering: Colour = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,26 @@ class Medium:
     grey: float = 0.0
     saturation: float = 1.0
     lattice: float = 0.0
+    carved: float = 0.0
+    """Bold parallel strokes whose width follows the dark."""
+    ramp: tuple[Colour, ...] = ()
+    """Colours that replace those of the picture by its brightness, or by depth where there are ``layers``."""
+    layers: int = 0
+    """Bands of depth, from far to near."""
+    contours: float = 0.0
+    """Lines between the bands of depth."""
+    silhouette: float = 0.0
+    """Solids in ink before paper."""
+    heat: float = 0.0
+    """Nearness adds to brightness."""
+    negative: float = 0.0
+    mosaic: float = 0.0
+    """Square blocks, 16 in the height of the picture."""
+    halftone: float = 0.0
+    scan: float = 0.0
+    leaded: float = 0.0
+    """A net of ink lines fixed to the screen."""
+    vignette: float = 0.0
 
 
 def rgb(code: str) -> Colour:

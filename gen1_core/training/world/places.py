@@ -69,9 +69,9 @@ def hills(dice: Dice, time: Time) -> Arrangement:
         wide, tall = dice.uniform(1.2, 2.4), dice.uniform(0.5, 1.5)
         x, z = -3.4 + 6.8 * (number + dice.uniform(0, 1)) / 6, dice.uniform(-3.2, -0.6)
         if dice.chance(0.3):
-            subject.append(put("cone", path(x, tall, z - 1, time=time), (wide * 0.8, tall, wide * 0.8)))
+            subject.append(put("cone", path(x, tall, z - 1, time=time), (wide * 0.8, tall, wide * 0.8), earth=True))
         else:
-            subject.append(put("ellipsoid", path(x, -0.1, z, time=time), (wide, tall, wide), yaw=dice.uniform(0, 3)))
+            subject.append(put("ellipsoid", path(x, -0.1, z, time=time), (wide, tall, wide), earth=True))
     house, side = dice.uniform(-1.2, 1.2), dice.uniform(0.9, 1.6)
     subject.append(put("box", path(house, 0.28, side, time=time), (0.36, 0.28, 0.3)))
     subject.append(put("cone", path(house, 0.78, side, time=time), (0.56, 0.26, 0.56)))

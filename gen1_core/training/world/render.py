@@ -3,25 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ...tensors import Depth, to_bytes
-from .geometry import FAR, Scene
-from .shade import shade
-from .styles import Style
-from .surface import Surface, shadow, trace
-
-
-def clip_depth(surface: Surface, *, supersample: int) -> Float[Tensor, "1 f h w"]:
-    """Inverse z-depth of one clip, scaled to 0..1 over all its frames; 1 is near, sky is infinitely far."""
-    inverse = torch.where(surface.distance < FAR, 1 / surface.distance, 0.0)[None]
-    if supersample > 1:
-        inverse = F.avg_pool2d(inverse, supersample)
-    low, high = inverse.amin(), inverse.amax()
-    return (inverse - low) / (high - low).clamp(min=1e-6)
+from .geometry import Scene
+from .looks import Style
+from .shade import nearness, shade
+from .surface import shadow, trace
 
 
 def render_styles(
@@ -38,12 +28,13 @@ def render_styles(
         raise ValueError(f"{len(scenes)} scenes came with {len(styles)} lists of styles; give each scene its own list.")
     clips, depths = [], []
     for scene, looks in zip(scenes, styles, strict=True):
-        surface = trace(scene, height=height * supersample, width=width * supersample, device=device)
+        size = {"height": height * supersample, "width": width * supersample}
+        surface = trace(scene, **size, device=device, coarse=supersample)
         directions = {style.sky.sun for style in looks}
         shadows = {direction: shadow(surface, scene, direction) for direction in directions}
         pictures = [shade(surface, style, shadows[style.sky.sun], supersample=supersample) for style in looks]
         clips.append(torch.stack([to_bytes(picture) for picture in pictures]))
-        depths.append(clip_depth(surface, supersample=supersample))
+        depths.append(rearrange(nearness(surface, supersample), "f 1 h w -> 1 f h w"))
     return torch.stack(clips), torch.stack(depths)
 
 

@@ -5,6 +5,7 @@ import torch
 from .build import frame_up
 from .dice import Dice
 from .geometry import Scene
+from .nature import flock, plants, sea
 from .objects import animal, balls, car, planets, portrait, totem, tumbling, walker
 from .places import abstract, books, castle, city, corridor, forest, hills, room, still_life
 
@@ -26,9 +27,17 @@ BUILDERS = {
     "hills": hills,
     "abstract": abstract,
     "corridor": corridor,
+    "plants": plants,
+    "sea": sea,
+    "flock": flock,
 }
 
 FAMILIES = tuple(BUILDERS)
+
+HELD_OUT_FAMILIES = ("castle", "totem", "corridor")
+"""Families that training never shows: what is in them, others have, but not so arranged."""
+
+TRAINED_FAMILIES = tuple(family for family in FAMILIES if family not in HELD_OUT_FAMILIES)
 
 
 def random_scene(family: str, generator: torch.Generator, *, frames: int) -> Scene:

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .effects import edges, finish
-from .geometry import PAINT_SLOTS
+from .geometry import FAR, PAINT_SLOTS
+from .looks import Style
 from .parts import Colour, Sky
-from .styles import Style
 from .surface import Surface
 from .textures import TEXTURES, WAVELENGTHS, noise
 
@@ -47,7 +47,7 @@ def stars(view: Planes) -> Plane:
     seed = torch.sin(column * 12.9 + row * 78.2) * 43.7
     centre_x, centre_y = 0.3 + 0.4 * torch.frac(seed).abs(), 0.3 + 0.4 * torch.frac(seed * 1.7).abs()
     squared = (across - column - centre_x) ** 2 + (up - row - centre_y) ** 2
-    return torch.exp(-squared * 90) * (torch.frac(seed * 2.9).abs() > 0.45)
+    return torch.exp(-squared * 45) * (torch.frac(seed * 2.9).abs() > 0.5)
 
 
 def sky_colour(style: Style, view: Planes, *, details: bool) -> Planes:
@@ -83,7 +83,7 @@ def textured(name: str, surface: Surface, scale: float) -> Plane:
     """A texture at its scale, faded to its mean where its features would be smaller than a few pixels."""
     x, y, z = surface.texture * scale
     feature = WAVELENGTHS.get(name, 2.2) / scale
-    width = surface.distance * surface.footprint * 2
+    width = surface.distance * (surface.footprint * surface.grain * 2)
     fade = (feature / width / 5 - 0.8).clamp(0, 1)
     return TEXTURES[name]((x, y, z)) * fade
 
@@ -118,6 +118,9 @@ def albedo(style: Style, surface: Surface) -> tuple[Planes, Plane]:
         second = torch.tensor(others, device=base.device).T[:, surface.slot]
         value = textured(pattern.texture, surface, pattern.scale)
         base = torch.lerp(base, second, torch.where(thing, pattern.amount * (0.5 + 0.5 * value), 0.0))
+    if material.cover:
+        up = torch.sigmoid((surface.normal[1] - 0.15) * 9)
+        base = torch.lerp(base, tint(material.covering, base).expand_as(base), up * thing * material.cover)
     value = 0.5 + 0.5 * textured(style.ground.texture, surface, style.ground.scale)
     base = torch.lerp(base, tint(style.ground.second, base).expand_as(base), torch.where(ground, value, 0.0))
     if style.ground.glow:
@@ -126,16 +129,18 @@ def albedo(style: Style, surface: Surface) -> tuple[Planes, Plane]:
 
 
 def contrast(first: Colour, second: Colour) -> Colour:
-    """The second colour of a pattern, kept apart from the first in brightness."""
-    if sum(first) > 1.6:
-        return mix(second, (0.12, 0.1, 0.16), 0.45)
+    """The second colour of a pattern, kept apart from the first in brightness: bold colours go with light ones."""
+    if sum(first) > 1.6 and max(first) - min(first) < 0.4:
+        darkest = min(second)
+        x, y, z = (0.62 * value - 0.12 * darkest for value in second)
+        return x, y, z
     return mix(second, (1.0, 1.0, 0.97), 0.6)
 
 
 def lit(style: Style, surface: Surface, shaded: Bool[Tensor, "f h w"]) -> tuple[Planes, Plane]:
     """Light that falls on surfaces, and the direct part alone."""
     material, light, medium = style.material, style.light, style.medium
-    normal = torch.einsum("ij,jfhw->ifhw", surface.yaw.T, surface.normal)
+    normal = surface.outward
     facing = (normal * tint(sun(style.sky), normal)).sum(dim=0)
     wrap = 0.5 * material.soft
     direct = ((facing + wrap) / (1 + wrap)).clamp(min=0) * (1 - shaded.float() * (1 - 0.3 * material.soft))
@@ -153,7 +158,7 @@ def lit(style: Style, surface: Surface, shaded: Bool[Tensor, "f h w"]) -> tuple[
 def reflections(style: Style, surface: Surface, colours: Planes, direct: Plane) -> Planes:
     """Highlights, mirrors, clear bodies and rims of solids; water and polish of the ground."""
     material, view = style.material, surface.view
-    normal = torch.einsum("ij,jfhw->ifhw", surface.yaw.T, surface.normal)
+    normal = surface.outward
     cosine = (normal * view).sum(dim=0)
     mirrored = view - 2 * cosine * normal
     grazing = (1 + cosine).clamp(0, 1) ** 3
@@ -237,14 +242,30 @@ def shade(
     thing = (surface.slot < PAINT_SLOTS).float()
     if style.material.glow:
         # Glow is strongest at the silhouette, so that glowing bodies keep their form.
-        grazing = 1 + (surface.view * torch.einsum("ij,jfhw->ifhw", surface.yaw.T, surface.normal)).sum(dim=0)
+        grazing = 1 + (surface.view * surface.outward).sum(dim=0)
         picture = picture + colours * (style.material.glow * thing * (0.35 + grazing.clamp(0, 1)))
     if style.material.molten or style.ground.glow:
         hot = torch.where(surface.ground, tint(style.ground.second, picture), tint(style.material.accent, picture))
         picture = picture + glow * hot * 0.9
     picture = sketch(surface, colours, direct) if style.medium.drawing else fogged(style, surface, picture)
-    picture = rearrange(picture, "c f h w -> f c h w").clamp(0, 1.6)
-    picture = F.avg_pool2d(picture, supersample) if supersample > 1 else picture
-    lines = edges(surface, supersample=supersample) if style.medium.outline else torch.zeros_like(picture[:, :1])
+    picture = pooled(rearrange(picture, "c f h w -> f c h w").clamp(0, 1.6), supersample)
+    lines, near, things = (torch.zeros_like(picture[:, :1]) for _ in range(3))
+    if style.medium.outline:
+        lines = edges(surface, supersample=supersample)
+    if style.medium.layers or style.medium.silhouette or style.medium.heat:
+        near = nearness(surface, supersample)
+        things = pooled(rearrange(thing * ~surface.sky, "f h w -> f 1 h w"), supersample)
     bloom = 0.6 if style.material.glow > 0.3 or style.material.molten or style.ground.glow else 0.0
-    return finish(picture, lines, style.medium, bloom=bloom)
+    return finish(picture, lines, near, things, style.medium, bloom=bloom)
+
+
+def pooled(picture: Float[Tensor, "f c _ _"], supersample: int) -> Float[Tensor, "f c _ _"]:
+    """Means of the samples of each pixel."""
+    return F.avg_pool2d(picture, supersample) if supersample > 1 else picture
+
+
+def nearness(surface: Surface, supersample: int) -> Float[Tensor, "f 1 _ _"]:
+    """Inverse z-depth of one clip, scaled to 0..1 over all its frames; 1 is near, sky is infinitely far."""
+    inverse = torch.where(surface.distance < FAR, 1 / surface.distance, 0.0)
+    inverse = pooled(rearrange(inverse, "f h w -> f 1 h w"), supersample)
+    return (inverse - inverse.amin()) / (inverse.amax() - inverse.amin()).clamp(min=1e-6)

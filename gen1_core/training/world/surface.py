@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -25,8 +25,10 @@ from .geometry import (
     first_yaw,
     local_normal,
     paint_slot,
+    picture_extent,
     ray_basis,
     reach,
+    texture_turns,
     to_local,
     unit,
 )
@@ -34,8 +36,11 @@ from .geometry import (
 HORIZON = 60.0
 """Beyond this many times the first distance to the target the ground counts as sky."""
 
-OCCLUSION_REACH = 3.0
+OCCLUSION_REACH = 2.5
 """How far a solid darkens its surroundings, in its own radii."""
+
+TEXTURE_SPAN = 1.6
+"""Half the height of the first picture, at the distance of its target, in units of texture."""
 
 Rectangle = tuple[slice, slice, slice]
 
@@ -47,6 +52,8 @@ class Surface:
     distance: Float[Tensor, "f h w"]
     """Exact z-depth; ``FAR`` where there is only sky."""
     normal: Float[Tensor, "3 f h w"]
+    outward: Float[Tensor, "3 f h w"]
+    """The normal in the frame of the first camera's yaw (right, up, back)."""
     texture: Float[Tensor, "3 f h w"]
     """Where a texture is looked up: in their own coordinates on solids, from the first camera on ground."""
     position: Float[Tensor, "3 f h w"]
@@ -54,16 +61,17 @@ class Surface:
     """Unit direction of the rays, in the frame of the first camera's yaw (right, up, back)."""
     slot: Int64[Tensor, "f h w"]
     solid: Int64[Tensor, "f h w"]
-    """Number of the solid; -1 for ground and sky."""
+    """Number of the solid; -1 for the plane of the ground and sky."""
     openness: Float[Tensor, "f h w"]
     """1 in the open, towards 0 where solids are close by."""
     ground: Bool[Tensor, "f h w"]
     sky: Bool[Tensor, "f h w"]
-    yaw: Float[Tensor, "3 3"]
     nearness: float
     """Distance of the first camera to its target: the unit of fog and of fading lines."""
     footprint: float
     """Width of a supersampled pixel at distance 1."""
+    grain: float
+    """Units of texture to one of space: textures scale with the picture, since depth shows no other scale."""
 
 
 def screen(size: int, *, device: torch.device) -> Float[Tensor, " size"]:
@@ -104,8 +112,8 @@ def ray_directions(basis: Float[Tensor, "f 3 3"], x: Tensor, y: Tensor) -> Vecto
     return right, up, ahead
 
 
-def trace(scene: Scene, *, height: int, width: int, device: torch.device) -> Surface:
-    """Casts the camera's rays at all solids and the ground."""
+def trace(scene: Scene, *, height: int, width: int, device: torch.device, coarse: int = 1) -> Surface:
+    """Casts the camera's rays at all solids and the ground; occlusion is found at one pixel in ``coarse`` squared."""
     x, y = screen(width, device=device), -screen(height, device=device)
     basis = ray_basis(scene.camera, width / height)
     yaw = first_yaw(scene.camera)
@@ -114,6 +122,9 @@ def trace(scene: Scene, *, height: int, width: int, device: torch.device) -> Sur
     eye = rearrange(scene.camera.position.to(**to_device), "f c -> c f 1 1")
     start = scene.camera.position[0] * torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     nearness = float((scene.camera.position[0] - scene.camera.target[0]).norm())
+
+    extent = picture_extent(scene.camera)
+    grain = TEXTURE_SPAN / extent
 
     distance = torch.full_like(directions[0], FAR)
     if scene.ground:
@@ -129,6 +140,9 @@ def trace(scene: Scene, *, height: int, width: int, device: torch.device) -> Sur
     eyes = (maps @ with_one(scene.camera.position)[..., None])[..., 0].to(**to_device)
     bases = (maps[..., :3] @ basis).to(**to_device)
     turns = maps[..., :3].to(**to_device)
+    scales = torch.tensor([body.size for body in scene.solids], dtype=torch.float64) * grain
+    # Transposed, for transpose_times.
+    paints = (scales[:, None, :, None] * texture_turns(scene.solids, yaw).transpose(-1, -2)).to(**to_device)
     areas = rectangles(corners(scene.solids), scene, height=height, width=width)
     for number, (body, area) in enumerate(zip(scene.solids, areas, strict=True)):
         if empty(area):
@@ -141,33 +155,41 @@ def trace(scene: Scene, *, height: int, width: int, device: torch.device) -> Sur
         solid[area].masked_fill_(closer, number)
         point = tuple(o + t * d for o, d in zip(origin, local, strict=True))
         outward = unit(transpose_times(turns[number], local_normal(body.kind, point)))
+        painted = transpose_times(paints[number], point)
         for axis in range(3):
             plane = (axis, *area)
             normal[plane] = torch.where(closer, outward[axis], normal[plane])
-            texture[plane] = torch.where(closer, point[axis] * body.size[axis], texture[plane])
+            texture[plane] = torch.where(closer, painted[axis], texture[plane])
 
     sky = distance >= FAR
-    ground = (solid < 0) & ~sky
+    earth = torch.tensor([body.earth for body in scene.solids] + [True], device=device)
+    ground = earth[solid] & ~sky
     reached = distance.clamp(max=HORIZON * nearness)
     position = torch.stack([eye[i] + reached * directions[i] for i in range(3)])
     to_yaw = yaw.T.to(**to_device)
     floor = torch.einsum("ij,jfhw->ifhw", to_yaw, position - rearrange(start.to(**to_device), "c -> c 1 1 1"))
-    slots = torch.tensor([paint_slot(body) for body in scene.solids] + [GROUND_SLOT], device=device)
+    slots = torch.tensor([paint_slot(body, extent) for body in scene.solids] + [GROUND_SLOT], device=device)
     return Surface(
         distance=distance,
         normal=normal,
-        texture=torch.where(ground, floor, texture),
+        outward=torch.einsum("ij,jfhw->ifhw", to_yaw, normal),
+        texture=torch.where(ground, floor * grain, texture),
         position=position,
         view=torch.einsum("ij,jfhw->ifhw", to_yaw, torch.stack(unit(directions))),
         slot=slots[solid],
         solid=solid,
-        openness=occlusion(scene, normal, position),
+        openness=enlarged(occlusion(scene, *(plane[..., ::coarse, ::coarse] for plane in (normal, position))), coarse),
         ground=ground,
         sky=sky,
-        yaw=yaw.to(**to_device),
         nearness=nearness,
         footprint=2 * scene.camera.spread / height,
+        grain=grain,
     )
+
+
+def enlarged(plane: Float[Tensor, "f _ _"], factor: int) -> Float[Tensor, "f _ _"]:
+    """Each value in a square of ``factor`` by ``factor`` pixels."""
+    return repeat(plane, "f h w -> f (h i) (w j)", i=factor, j=factor) if factor > 1 else plane
 
 
 def with_one(points: Float[Tensor, "f 3"]) -> Float[Tensor, "f 4"]:

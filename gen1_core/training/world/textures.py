@@ -70,7 +70,7 @@ def stripes(point: Vector) -> Tensor:
 def dots(point: Vector) -> Tensor:
     """Round dots on a lattice in space."""
     x, y, z = point
-    return torch.tanh(5 * (torch.cos(2.6 * x) + torch.cos(2.6 * y) + torch.cos(2.6 * z) - 1.1))
+    return torch.tanh(5 * (torch.cos(2.6 * x) + torch.cos(2.6 * y) + torch.cos(2.6 * z) - 1.5))
 
 
 def checks(point: Vector) -> Tensor:
@@ -89,7 +89,7 @@ def bricks(point: Vector) -> Tensor:
     x, y, z = point
     row = y * 1.5 + 32
     along = (x + z) * 0.75 + 0.5 * torch.remainder(torch.floor(row), 2) + 32
-    gap = torch.maximum((torch.frac(row) - 0.5).abs() - 0.36, ((torch.frac(along) - 0.5).abs() - 0.43) * 2)
+    gap = torch.maximum((torch.frac(row) - 0.5).abs() - 0.355, ((torch.frac(along) - 0.5).abs() - 0.43) * 2)
     return (gap * 22).clamp(-1, 1)
 
 
@@ -119,6 +119,37 @@ def craters(point: Vector) -> Tensor:
     return torch.tanh(4 * (bump - 0.45)) * 0.8 + 0.25 * noise(point)
 
 
+def zebra(point: Vector) -> Tensor:
+    """Broad wavy bands across x and y, with hard edges."""
+    x, y, z = point
+    return torch.tanh(6 * torch.sin(3.4 * y + 1.6 * x + 1.6 * z + 1.5 * noise((0.8 * x, 0.8 * y, 0.8 * z))))
+
+
+def boards(point: Vector) -> Tensor:
+    """Broad straight bands on the ground, along z."""
+    return torch.tanh(8 * torch.sin(2.4 * point[0]))
+
+
+def spots(point: Vector) -> Tensor:
+    """Round dots on a square lattice of the ground."""
+    x, _, z = point
+    return torch.tanh(6 * (torch.cos(2.2 * x) + torch.cos(2.2 * z) - 0.8))
+
+
+def breakers(point: Vector) -> Tensor:
+    """Long white crests on dark water."""
+    x, y, z = point
+    return torch.tanh(4 * (torch.sin(2.6 * z + 1.4 * noise((0.7 * x, y, 0.9 * z))) - 0.45))
+
+
+def caustics(point: Vector) -> Tensor:
+    """Bright wandering lines (-1), as of light through waves."""
+    x, y, z = point
+    first = torch.sin(1.9 * x + 1.7 * noise(point)).abs()
+    second = torch.sin(1.9 * z + 1.7 * noise((z + 2, y, x))).abs()
+    return 1 - 2 * torch.exp(-torch.minimum(first, second) * 4)
+
+
 TEXTURES = {
     "plain": plain,
     "noise": mottled,
@@ -136,7 +167,12 @@ TEXTURES = {
     "dunes": dunes,
     "waves": waves,
     "craters": craters,
+    "zebra": zebra,
+    "boards": boards,
+    "spots": spots,
+    "caustics": caustics,
+    "breakers": breakers,
 }
 
-WAVELENGTHS = {"noise": 1.8, "cracks": 1.6, "bricks": 0.9, "rings": 1.3, "planks": 1.0, "grid": 1.6}
+WAVELENGTHS = {"noise": 1.8, "cracks": 1.6, "bricks": 0.9, "rings": 1.3, "planks": 1.0, "grid": 1.6, "zebra": 1.6}
 """Size of the finest feature at scale 1; 2.2 for textures that are not named."""
