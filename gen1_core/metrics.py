@@ -1,6 +1,10 @@
-"""The paper's two metrics (section 4.2, Table S1), on any content encoder. Compare only numbers of one encoder."""
+"""The paper's two metrics (section 4.2, Table S1), on any content encoder, and distances to what is known to be true.
+
+Compare only numbers of one encoder.
+"""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +39,12 @@ def clip_scores(encoder: ContentEncoder, frames: Images, prompt: str) -> dict[st
         "frame_consistency": frame_consistency(embeddings),
         "prompt_consistency": prompt_consistency(embeddings, text),
     }
+
+
+def psnr(images: Float[Tensor, "*axes"], truth: Float[Tensor, "*axes"]) -> float:
+    """Peak signal-to-noise ratio in dB of values 0..1, the mean over the first axis; equal pictures count as 100 dB."""
+    error = rearrange((images.clamp(0, 1) - truth).square(), "n ... -> n (...)").mean(dim=1)
+    return float((-10 * error.clamp(min=1e-10).log10()).mean())
 
 
 def depth_error(edited: Float[Tensor, "b 1 f h w"], source: Float[Tensor, "b 1 f h w"]) -> float:

@@ -180,5 +180,5 @@ class RawCodec(nn.Module):
     def decode(self, samples: Tensor, **_: Any) -> Tensor:
         """LATENT to pictures."""
         if isinstance(self.network, Autoencoder):
-            return self.network.decoder(self.network.post_quant_conv(samples))
+            return self.network.decode_raw(samples)
         return self.network.decode(normalised(samples, self.network))

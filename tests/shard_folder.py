@@ -11,15 +11,15 @@ from gen1_core.training.shards import FORMAT, shard_path
 SIZES = [(9, 32, 48)] * 4 + [(9, 32, 32)] * 4 + [(1, 32, 48)] * 2
 
 
-def write_folder(folder: Path, *, width: int = 16) -> Path:
-    """Ten samples of two looks, whose values say number, look and frame; two of them are pictures."""
+def write_folder(folder: Path, *, width: int = 16, first: int = 0) -> Path:
+    """Ten samples of two looks, whose values say number (from ``first``), look and frame; two of them are pictures."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "prepare.json", {"format": FORMAT, "config": {}, "weights": {"autoencoder": "one"}})
     save_file({"32x48": torch.full((4, 4, 6), -3.0), "32x32": torch.full((4, 4, 4), -3.0)}, folder / "flat.safetensors")
     path = shard_path(folder, 0)
     with whole(path) as stream:
         writer = ShardWriter(stream)
-        for number, (frames, height, wide) in enumerate(SIZES):
+        for number, (frames, height, wide) in enumerate(SIZES, first):
             h, w, f = height // 8, wide // 8, torch.arange(float(frames))
             look = torch.arange(2.0)[:, None]
             value = (100 * number + 10 * look + f)[:, None, :, None, None]
@@ -33,5 +33,5 @@ def write_folder(folder: Path, *, width: int = 16) -> Path:
             about |= {"height": height, "width": wide, "levels": (0, 3), "captions": [[], []], "looks": ["", ""]}
             writer.add(f"{number:08d}", tensors, {**about, "family": ""})
         writer.close()
-    finish_index(path, writer.samples, [], "x")
+    finish_index(path, writer.samples, [], identity="x", sources=["clips"])
     return folder

@@ -1,10 +1,13 @@
 """A small U-Net trained on random latents: what the tests of several processes, kills and full disks start.
 
-python small_run.py FOLDER [--steps N] [--accumulate N] [--fsdp] [--pause SECONDS] [--disk BYTES]
+python small_run.py FOLDER [--steps N] [--accumulate N] [--fsdp] [--pause SECONDS] [--aside STEP] [--disk BYTES]
 """
 
 import argparse
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,16 +65,31 @@ def small_task(steps: int) -> Task:
     )  # fmt: skip
 
 
-def run(folder: Path, *, steps: int, engine: Engine, pause: float = 0.0) -> Outcome:
-    def wait(name: str, done: int, total: int) -> None:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the processes that tests start: equal to the last bit only where as many threads add up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(folder: Path, *, steps: int, engine: Engine, pause: float = 0.0, aside: int = 0) -> Outcome:
+    """The whole training; after step ``aside`` a copy of the checkpoint is kept as ``aside.pt``."""
+
+    def after(name: str, done: int, total: int) -> None:
         time.sleep(pause)
+        if done == aside:
+            shutil.copyfile(folder / "checkpoint.pt", folder / "aside.pt")
 
     def keep(averaged: torch.nn.Module, name: str, step: int) -> None:
         torch.save(averaged.state_dict(), folder / f"stage-{name}.pt")
 
     task = small_task(steps)
     return train(
-        task, small_plan(steps).fit, folder, seed=7, identity="small", engine=engine, keep=keep, on_step=wait
+        task, small_plan(steps).fit, folder, seed=7, identity="small", engine=engine, keep=keep, on_step=after
     )  # fmt: skip
 
 
@@ -82,6 +100,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--aside", type=int, default=0)
     parser.add_argument("--disk", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,7 +111,7 @@ def main() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.disk, options.disk))
     engine = Engine(accumulate=options.accumulate, shard=options.fsdp)
-    run(options.folder, steps=options.steps, engine=engine, pause=options.pause)
+    run(options.folder, steps=options.steps, engine=engine, pause=options.pause, aside=options.aside)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_frames_hold_together(gen1, base):
 
 
 def test_a_prompt_of_unknown_words_warns(gen1, caplog):
-    describe(gen1, prompt="a castle made of marble")
+    describe(gen1, prompt="a house made of marble")
     assert not caplog.records
     describe(gen1, prompt="quarterly bookkeeping spreadsheet")
     assert any("bookkeeping" in record.getMessage() for record in caplog.records)

@@ -56,6 +56,9 @@ def add_prepare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=sorted(DTYPES), default=files.dtype, help="of the autoencoder")
     command.add_argument("--device", default="cpu", help="a torch device, or several with commas: workers take turns")
     command.add_argument("--workers", type=int, default=1, help="processes; with --ray HOST or auto, actors")
+    command.add_argument(
+        "--remove", action="store_true", help="samples in --out whose sources are not named now are removed"
+    )
     command.add_argument("--threads", type=int, default=1, help="CPU threads of each worker")
     command.add_argument(
         "--ray", metavar="WHERE", help="auto (this machine's cluster), HOST:PORT, or local:N for N workers here"
@@ -88,6 +91,7 @@ def prepare_command(options: argparse.Namespace) -> None:
             files,
             match=options.match,
             devices=[names[number % len(names)] for number in range(options.workers)],
+            remove=options.remove,
             run=run,
             on_step=on_step,
         )

@@ -1,6 +1,7 @@
 """``gen1 eval``: one command that makes the table and the report, counts votes, or edits unseen clips."""
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from ..content.clip import load_transformers_clip
 from ..content.describe import PriorDescriber
 from ..gen1 import EditOptions, Gen1
-from ..loading import PARTS, load_gen1
+from ..loading import PARTS, load_gen1, read_part
 from ..presets import MODELS
 from ..progress import progress
 from .benchmark import BenchmarkConfig
@@ -118,6 +119,7 @@ def benchmark(options: argparse.Namespace, gen1: Gen1, defaults: EditOptions, fr
     )
     config = replace(config, judges=replace(config.judges, size=config.benchmark.size))
     folder = MODELS.get(options.weights, Path(options.weights))
+    warn_of_split(folder)
     files = [folder / f"{part}.safetensors" for part in PARTS]
     files += [options.unstructured] if options.unstructured else []
     editor = Editor(
@@ -141,6 +143,17 @@ def benchmark(options: argparse.Namespace, gen1: Gen1, defaults: EditOptions, fr
     for row in results["goals"]:
         logger.info("%s %s: %s", "reached    " if row["reached"] else "NOT REACHED", row["goal"], row["found"])
     logger.info("report: %s", page)
+
+
+def warn_of_split(folder: Path) -> None:
+    """Says where the U-Net's own recipe does not tell that held-out families were always kept from it."""
+    recipe = json.loads(read_part(folder, "unet").metadata.get("recipe", "{}"))
+    if recipe.get("splits") != ["train"]:
+        logger.warning(
+            "%s does not say that it was trained on the world's training split alone, so it may know what is held out "
+            "here.",
+            folder / "unet.safetensors",
+        )
 
 
 def count_votes(folder: Path, files: list[Path]) -> None:

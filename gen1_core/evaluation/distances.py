@@ -4,7 +4,7 @@ All take pictures 0..1 ``[f 3 h w]`` and give one number; docs/evaluation.md say
 """
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,12 +19,6 @@ LUMINANCE, CONTRAST = 0.01**2, 0.03**2
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001)
 """The first three weights of Wang et al. (2003); at 128 pixels the window fits no further halving."""
-
-
-def psnr(images: Images, truth: Images) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over frames; equal pictures count as 100 dB."""
-    error = rearrange((images - truth).square(), "f c h w -> f (c h w)").mean(dim=1)
-    return float((-10 * error.clamp(min=1e-10).log10()).mean())
 
 
 def ssim_maps(images: Images, truth: Images) -> tuple[Float[Tensor, "f 3 a b"], Float[Tensor, "f 3 a b"]]:

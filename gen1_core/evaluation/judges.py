@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..content.clip import EmbeddedClip
 from ..content.encoder import ContentEncoder
-from ..metrics import clip_scores
+from ..metrics import clip_scores, psnr
 from ..models.clip import preprocess
 from ..models.depth import DepthNet
 from ..tensors import Bytes, Depth, Images, to_float
 from ..training.depth import aligned
 from .benchmark import Case, Clips
-from .distances import feature_distance, motion, multi_scale_ssim, psnr, sharpness, ssim, warp_error
+from .distances import feature_distance, motion, multi_scale_ssim, sharpness, ssim, warp_error
 from .judge_nets import LookNet
 
 TIE = 0.02

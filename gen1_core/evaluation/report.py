@@ -16,8 +16,8 @@ from .benchmark import BenchmarkConfig, Case
 from .methods import OURS, OURS_IMAGE, SOURCE, TRUTH, methods_for
 from .pages import blind_page, report_page
 from .run import frames_of
-from .store import identity_of, keep, kept, read_json, stack_rows, write_page, write_whole
-from .votes import KEY, TALLY, draw_pairs, write_key
+from .store import identity_of, keep, kept, stack_rows, write_page, write_whole
+from .votes import KEY, draw_pairs, read_tally, write_key
 
 FRAME_RATE = Fraction(8)
 SCALE = 2
@@ -39,12 +39,13 @@ def write_report(folder: Path, results: dict[str, Any], *, on_step: OnStep = ign
 
     Players and sheets that were made from the same results stay.
     """
-    identity = identity_of(MEDIA_VERSION, results["config"], results["methods"], results["weights"], results["edits"])
+    told = [results[name] for name in ("config", "methods", "weights", "options", "tuning", "edits")]
+    identity = identity_of(MEDIA_VERSION, *told)
     media = kept(folder / MEDIA, identity)
     if media is None or not all((folder / name).is_file() for name in media["files"]):
         media = write_media(folder, results, on_step=on_step)
         keep(folder / MEDIA, identity, media)
-    page = report_page(results, read_json(folder / TALLY), media["edits"], media["sheets"])
+    page = report_page(results, read_tally(folder), media["edits"], media["sheets"])
     write_page(folder / "index.html", page)
     return folder / "index.html"
 
@@ -76,7 +77,7 @@ def write_media(folder: Path, results: Mapping[str, Any], *, on_step: OnStep) ->
         videos.append(f"blind/{pair.name}.mp4")
         player(folder / videos[-1], clips, ["source", "A", "B"], columns=3)
         on_step("report: pairs to vote on", done, len(pairs))
-    report = write_key(folder, pairs, results["weights"])
+    report = write_key(folder, pairs, *(results[name] for name in ("weights", "options", "config", "tuning")))
     write_page(folder / "blind.html", blind_page(pairs, videos, report))
     files = [*sheets, *videos, "blind.html", KEY, *(name for _, *names in shown for name in names)]
     return {"edits": shown, "sheets": sheets, "files": files}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..training.loop import generator_at
@@ -52,10 +53,10 @@ def draw_pairs(cases: Sequence[Case], rivals: Sequence[str]) -> list[Pair]:
     return found
 
 
-def write_key(folder: Path, pairs: Sequence[Pair], weights: str) -> str:
-    """Keeps what stands behind the names; returns the report's name, which votes carry."""
+def write_key(folder: Path, pairs: Sequence[Pair], *made_from: Any) -> str:
+    """Keeps what stands behind the names; returns the report's name, which votes carry: another for other videos."""
     plain = [asdict(pair) for pair in pairs]
-    name = identity_of(weights, plain)
+    name = identity_of(*made_from, plain)
     write_json(folder / KEY, {"report": name, "pairs": plain})
     return name
 
@@ -79,17 +80,23 @@ def read_votes(path: Path) -> dict[str, Any]:
 
 
 def tally(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """How often people preferred ours to each baseline, over all files; also kept in the folder.
+    """How often people preferred ours to each baseline, over all files; also kept in the folder, instead of an earlier
+    tally.
 
-    Raises ValueError where a file belongs to another report.
+    Several people's votes on a pair are one verdict, their mean: the error is over edits, not over people.
+    Raises ValueError where a file belongs to another report, or is given twice.
     """
     key = read_json(folder / KEY)
     if key is None:
         raise ValueError(f"{folder} has no {KEY}, so nobody knows what was voted on; make the report there first.")
     pairs: Mapping[str, Mapping[str, Any]] = {pair["name"]: pair for pair in key["pairs"]}
-    verdicts: dict[str, list[float]] = {}
+    chosen: dict[str, list[float]] = {}
+    seen: list[dict[str, Any]] = []
     for path in files:
         votes = read_votes(path)
+        if votes in seen:
+            raise ValueError(f"{path} holds the same votes as a file before it, and they would count twice; drop one.")
+        seen.append(votes)
         unknown = sorted(set(votes["choices"]) - set(pairs))
         if votes["report"] != key["report"] or unknown:
             raise ValueError(
@@ -98,8 +105,17 @@ def tally(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
             )
         for name, choice in votes["choices"].items():
             pair = pairs[name]
-            chosen, other = (pair["left"], pair["right"]) if choice == "A" else (pair["right"], pair["left"])
-            verdicts.setdefault(other if chosen == OURS else chosen, []).append(float(chosen == OURS))
+            chosen.setdefault(name, []).append(float((pair["left"] if choice == "A" else pair["right"]) == OURS))
+    verdicts: dict[str, list[float]] = {}
+    for name, found in chosen.items():
+        (rival,) = {pairs[name]["left"], pairs[name]["right"]} - {OURS}
+        verdicts.setdefault(rival, []).append(fmean(found))
     table = {rival: asdict(win_rate(found)) for rival, found in sorted(verdicts.items())}
-    write_json(folder / TALLY, table)
+    write_json(folder / TALLY, {"report": key["report"], "table": table})
     return table
+
+
+def read_tally(folder: Path) -> dict[str, Any] | None:
+    """The tally of the report that is in the folder; None where there is none, or one of an earlier report."""
+    key, told = read_json(folder / KEY), read_json(folder / TALLY)
+    return told["table"] if key and told and told["report"] == key["report"] else None

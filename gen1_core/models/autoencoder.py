@@ -258,7 +258,10 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: FrameLatents) -> Images:
         """Images about -1..1, not clamped."""
-        raw = self.denormalised(latents)
+        return self.decode_raw(self.denormalised(latents))
+
+    def decode_raw(self, raw: FrameLatents) -> Images:
+        """Images of latents in the network's own scale, which is that of other programs' files."""
         return self.decoder(raw if self.config.patch_encoder else self.post_quant_conv(raw))
 
     def normalised(self, raw: FrameLatents) -> FrameLatents:

@@ -28,13 +28,13 @@ from ..training.draws import WHOLE, normal_rows
 from ..training.engine import Engine, open_accelerator
 from ..training.estimate import plan_lines
 from ..training.loop import train
-from ..training.recipe import data_identity
+from ..training.recipe import check_length, data_identity
 from ..training.restart import start_from
 from ..training.samples import sample
 from ..training.shards import open_shards
 from ..training.sheets import write_sheet
 from ..training.sources import LatentSource, ShardSource
-from ..training.stages import Fit, Rate, Stage
+from ..training.stages import Fit, Rate, Stage, stage_at
 from ..training.task import generator_at, identity_of
 from ..training.unet import UNetPlan, draw_batch, read_batch, unet_task, with_steps
 from .tiny import hardware_from
@@ -175,15 +175,23 @@ def train_full(
 ) -> bool:
     """Train, export and keep the stage before structure; returns whether it is finished.
 
-    Raises ValueError where the weights are no Gen-1 U-Net, or do not fit the data's content.
+    Raises ValueError where the weights are no Gen-1 U-Net, are where this training writes its own, or do not fit the
+    data's content, and where held-out samples are among those trained on.
     """
+    weights = folder / "weights"
+    if start.resolve() in (weights.resolve(), (weights / "unet.safetensors").resolve()):
+        raise ValueError(
+            f"{start} is where this training writes its own weights, so its start would be lost; give another --folder."
+        )
     accelerator = open_accelerator(engine, device)
     file = begun(start)
     config = replace(config_of(UNetConfig, file), frames=recipe.unet.frames)
     diffusion = config_from_plain(Diffusion, json.loads(file.metadata.get("diffusion", "{}")))
     source = ShardSource(open_shards(*data), seed=recipe.seed)
-    check_content(source, config, start)
     judged = [ShardSource(open_shards(*held_out), seed=1)] if held_out else []
+    for each in (source, *judged):
+        check_content(each, config, start)
+    check_held_out(source, judged)
     own = folder / "unet"
     task = unet_task(
         config,
@@ -217,7 +225,6 @@ def train_full(
         on_step=on_step,
     )
     if accelerator.is_main_process:
-        weights = folder / "weights"
         weights.mkdir(parents=True, exist_ok=True)
         about = {"name": recipe.name, "steps": outcome.step, "finished": outcome.finished, "measured": outcome.record}
         write(outcome.averaged, weights / "unet.safetensors", about)
@@ -256,11 +263,19 @@ def check_content(source: ShardSource, config: UNetConfig, start: Path) -> None:
             f"the shards have embeddings of width {width}, and {start} reads {config.cross_attention_dim}; prepare the "
             "data with the CLIP of that width (--clip): ViT-L/14 for SD 1.x, ViT-H/14 for SD 2.x."
         )
-    if source.longest() < config.frames:
-        raise ValueError(
-            f"the longest clip has {source.longest()} frames and the network wants {config.frames}; prepare longer "
-            "ones (--frames)."
-        )
+    check_length(source.shards[True], config.frames)
+
+
+def check_held_out(source: ShardSource, judged: Sequence[ShardSource]) -> None:
+    """Refuses held-out data that was encoded in another way, and samples that are trained on."""
+    for shards in (each.shards[True] for each in judged):
+        if shards.weights != source.shards[True].weights:
+            raise ValueError("--held-out was encoded with other weights than --data; prepare both in the same way.")
+        if common := set(shards.checksums()) & set(source.shards[True].checksums()):
+            raise ValueError(
+                f"{len(common)} of {len(shards)} held-out samples are in --data too, and a loss on them says nothing; "
+                "prepare --held-out of other videos (of the world: with another seed)."
+            )
 
 
 def evaluation(
@@ -272,18 +287,20 @@ def evaluation(
     *,
     frames: int,
 ) -> Callable[[SpaceTimeUNet, int], dict[str, float]]:
-    """The loss on held-out clips at fixed noise, and a sheet: latents of the clip and of its reconstruction.
+    """The loss on the same held-out clips at the same noise, and a sheet: latents of a clip and its reconstruction.
 
     The shards hold no pictures, so the sheet shows three channels of the latents, which is enough to see shapes.
     """
     judged = replace(plan, content_dropout=0.0, shares=(1.0,) * max(1, len(sources)))
-    video = replace(judged, stages=tuple(replace(s, image_fraction=0.0, batch=4 * frames) for s in plan.stages))
 
     @torch.no_grad()
     def evaluate(model: SpaceTimeUNet, step: int) -> dict[str, float]:
         if not sources:
             return {}
-        batch = draw_batch(sources, video, step - 1, generator_at(0, "held out", 0), frames=frames)
+        stage, _ = stage_at(plan.stages, step - 1)
+        stage = replace(stage, steps=plan.fit.steps, image_fraction=0.0, batch=4 * frames)
+        once = replace(judged, stages=(stage,))
+        batch = draw_batch(sources, once, 0, generator_at(0, "held out", 0), frames=frames)
         clean, condition = read_batch(batch, WHOLE, device)
         seeds = torch.arange(len(clean))
         noise = normal_rows(seeds, tuple(clean.shape[1:]), device)

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..metrics import psnr
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, ResBlock
 from .bank import Bank, pictures
 from .draws import WHOLE, Share, draw_seeds, normal_rows
 from .loop import Losses, Task, seeded
-from .sheets import psnr, write_sheet
+from .sheets import write_sheet
 from .stages import Fit
 
 

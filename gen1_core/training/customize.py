@@ -35,14 +35,14 @@ from ..video.geometry import resize
 from .bank import BankConfig, render_bank, shard_identity
 from .engine import Engine, open_accelerator
 from .halves import CustomPlan, Learner, clip_frames, customize_task, learner_of, measure
-from .latents import encode_shards, fingerprint, load_latents
+from .latents import check_weights, encode_shards, fingerprint, load_latents
 from .loop import Outcome, generator_at, identity_of, train
 from .lora import Adapters, save_lora
 from .prepare.networks import NetworkFiles, hash_of_tensors, require
 from .prepare.run import prepare
-from .prepare.sources import PrepareConfig, expand
+from .prepare.sources import VIDEOS, PrepareConfig, expand
 from .samples import sample
-from .shards import Shards, open_shards
+from .shards import open_shards
 from .sheets import write_sheet
 from .sources import LatentSource, ShardSource
 from .unet import with_level
@@ -118,7 +118,7 @@ def customize(plan: CustomPlan, work: CustomWork) -> Outcome:
     with open_accelerator(work.engine, work.device).main_process_first():
         pictures = picture_source(work, encoders.gen1)
         original, original_identity = original_source(plan, work, encoders)
-    identity = identity_of(plan, fingerprint(unet), _checksums(pictures.shards[True]), original_identity)
+    identity = identity_of(plan, fingerprint(unet), pictures.shards[True].checksums(), original_identity)
     evaluate = evaluation(learner, plan, encoders, pictures, original, work)
     task = customize_task(
         learner, plan, encoders.gen1.diffusion, pictures, original, evaluate=evaluate, device=work.device
@@ -139,9 +139,10 @@ def customize(plan: CustomPlan, work: CustomWork) -> Outcome:
 
 
 def check_work(plan: CustomPlan, work: CustomWork) -> None:
-    """What can be refused at once."""
-    count = len(expand(work.images))
-    if count < LEAST:
+    """What can be refused at once; of videos each scene gives a picture, and they are counted when they were seen."""
+    found = expand(work.images)
+    count = len(found)
+    if count < LEAST and all(isinstance(path, Path) and path.suffix.lower() not in VIDEOS for path in found):
         raise ValueError(
             f"{count} pictures were given, and a model would learn them by heart; give at least {LEAST}, better "
             f"{USUAL.start} to {USUAL.stop - 1}."
@@ -187,7 +188,7 @@ def picture_source(work: CustomWork, gen1: Gen1) -> ShardSource:
         levels="all",
     )
     files = NetworkFiles(model=work.weights)
-    summary = prepare(work.images, folder, config, files, devices=[str(work.device)], on_step=work.on_step)
+    summary = prepare(work.images, folder, config, files, devices=[str(work.device)], remove=True, on_step=work.on_step)
     for error in summary.errors:
         logger.warning("%s is left out: %s", error["path"], error["reason"])
     if summary.samples < LEAST:
@@ -212,8 +213,8 @@ def original_source(plan: CustomPlan, work: CustomWork, encoders: Encoders) -> t
     """
     if work.regularisation:
         shards = open_shards(*work.regularisation)
-        check_shards(shards, encoders, work.regularisation[0])
-        return ShardSource(shards, seed=work.seed), _checksums(shards)
+        check_weights(shards, work.regularisation[0], encoders.autoencoder, encoders.clip.clip)
+        return ShardSource(shards, seed=work.seed), shards.checksums()
     gen1 = encoders.gen1
     longest = gen1.unet.config.longest
     clip_frames(plan, longest=longest, available=longest)  # told before anything is rendered
@@ -240,21 +241,6 @@ def original_source(plan: CustomPlan, work: CustomWork, encoders: Encoders) -> t
     )
     latents = load_latents(config, work.folder / "latents", shards=shards, weights=encoders.weights)
     return latents.to(work.device), [shard_identity(config), config.shards, encoders.weights]
-
-
-def check_shards(shards: Shards, encoders: Encoders, folder: Path) -> None:
-    """Refuses data that was encoded with another autoencoder or CLIP; depth may be anyone's."""
-    own = {"autoencoder": fingerprint(encoders.autoencoder), "clip": fingerprint(encoders.clip.clip)}
-    if different := [name for name, value in own.items() if shards.weights.get(name) != value]:
-        raise ValueError(
-            f"{folder} was encoded with another {' and another '.join(different)} than this model's, and its latents "
-            "mean something else here; prepare it again with --weights of this model."
-        )
-
-
-def _checksums(shards: Shards) -> list[int]:
-    """What is in prepared samples, wherever they lie."""
-    return [entry.safetensors[2] for entry in shards.entries]
 
 
 def evaluation(

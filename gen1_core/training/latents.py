@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ..checkpoints.files import save_file
 from ..content.encoder import ContentEncoder
 from ..models.autoencoder import Autoencoder, encode_clip
+from ..models.clip import CLIP
 from ..structure.blur import NO_STRUCTURE_DEPTH, blur
 from ..structure.estimator import MAX_BLUR_LEVEL, DepthEstimator, range_of, scale_depth
 from ..tensors import OnStep, ignore_progress
 from .bank import Bank, BankConfig, load_bank, pictures, shard_path
+from .shards import Shards
 from .sources import Clips, Picks
 from .task import generator_at
 
@@ -105,6 +107,19 @@ def fingerprint(*modules: nn.Module) -> str:
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
         digest.update(str(getattr(module, "config", "")).encode())
     return digest.hexdigest()[:16]
+
+
+def check_weights(shards: Shards, folder: Path, autoencoder: Autoencoder, clip: CLIP) -> None:
+    """Refuses prepared data that was encoded with another autoencoder or CLIP; its depth may be anyone's.
+
+    Raises ValueError that names ``folder`` and the network.
+    """
+    own = {"autoencoder": fingerprint(autoencoder), "clip": fingerprint(clip)}
+    if different := [name for name, value in own.items() if shards.weights.get(name) != value]:
+        raise ValueError(
+            f"{folder} was encoded with another {' and another '.join(different)} than this model's, and its latents "
+            "mean something else here; prepare it again with --weights of this model."
+        )
 
 
 @torch.no_grad()

@@ -83,10 +83,11 @@ def _advance_until(
         last = run.step == fit.steps
         logs = run.step % fit.log_every == 0 or last
         if logs:
-            run.record |= run.means()
+            losses = run.means()
+            run.record |= losses
             run.sums = {}
             if journal:
-                journal.losses(run.step, run.record, rate=rate, seconds=run.seconds)
+                journal.losses(run.step, losses, rate=rate, seconds=run.seconds)
         if run.step in task.kept or run.step % fit.evaluate_every == 0 or last:
             _look(run, journal, keep, evaluates=run.step % fit.evaluate_every == 0 or last)
         if alone or logs:

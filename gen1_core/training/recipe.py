@@ -36,13 +36,13 @@ from .bank import Bank, BankConfig, load_bank, render_bank, shard_identity
 from .clip import CLIPPlan, caption_words, clip_task
 from .depth import DepthPlan, depth_task
 from .engine import Engine, open_accelerator
-from .latents import LatentBank, encode_shards, fingerprint, load_latents
+from .latents import LatentBank, check_weights, encode_shards, fingerprint, load_latents
 from .loop import train
 from .patches import principal_autoencoder
 from .prior import PriorPlan, prior_task
 from .restart import adopt, start_from
 from .samples import Judges, evaluation
-from .shards import open_shards
+from .shards import Shards, open_shards
 from .sources import LatentSource, ShardSource
 from .task import Keep, Outcome, Task, identity_of, keep_nothing
 from .unet import UNetPlan, unet_task, with_steps
@@ -154,10 +154,7 @@ def run(recipe: Recipe, parts: Sequence[Part], work: Work) -> None:
             continue
         logger.info("%s: %s in %s", recipe.name, part, work.folder)
         if not RUNS[part](recipe, work):
-            command = f"gen1 train {part if len(parts) == 1 else 'all'} --folder {work.folder}"
-            logger.info(
-                "%s: stopped, since %s is not finished; the same command goes on: %s", recipe.name, part, command
-            )
+            logger.info("%s: stopped, since %s is not finished; the same command goes on", recipe.name, part)
             return
 
 
@@ -186,21 +183,40 @@ def run_bank(recipe: Recipe, work: Work) -> bool:
 
 
 def run_autoencoder(recipe: Recipe, work: Work) -> bool:
-    """Train the autoencoder, then measure its latents. Linear maps of patches are computed, which takes seconds."""
+    """Train the autoencoder, then measure its latents."""
+    if recipe.autoencoder.patch_encoder:
+        return run_principal(recipe, work)
     bank, held_out = _banks(recipe, work)
     folder, plan = _part_folder(work, "autoencoder"), recipe.autoencoder_plan
-    if recipe.autoencoder.patch_encoder:
-        model = principal_autoencoder(recipe.autoencoder, bank, frames=2048, seed=recipe.seed).to(work.device)
-        record = reconstruction_evaluation(held_out, folder)(model, 0)
-        fitted = Outcome(step=0, finished=True, hours=0.0, record=record, averaged=model)
-        config = normalised(model, bank, frames=256, seed=recipe.seed)
-        return _export(recipe, work, "autoencoder", fitted, config, plan, {})
     task = autoencoder_task(
         recipe.autoencoder, plan, bank, held_out, seed=recipe.seed, folder=folder, device=work.device
     )
     outcome = _train(task, plan, recipe, work, recipe.autoencoder)
     config = normalised(outcome.averaged, bank, frames=256, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
     return _export(recipe, work, "autoencoder", outcome, config, plan, {})
+
+
+def run_principal(recipe: Recipe, work: Work) -> bool:
+    """Linear maps of patches are computed, not trained, in seconds; those of ``work.start`` are taken as they are.
+
+    The same maps may be there with a decoder that was trained since: that file stays.
+    """
+    if work.start and (work.start / "autoencoder.safetensors").is_file():
+        with main_first(work):
+            adopt(work.start, work.weights, ["autoencoder"])
+        return True
+    bank, held_out = _banks(recipe, work)
+    model = principal_autoencoder(recipe.autoencoder, bank, frames=2048, seed=recipe.seed).to(work.device)
+    config = normalised(model, bank, frames=256, seed=recipe.seed)
+    if (work.weights / "autoencoder.safetensors").is_file():
+        there, made = load_autoencoder(work), Autoencoder(config)
+        made.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
+        if there.config == config and fingerprint(there) == fingerprint(made):
+            logger.info("autoencoder: these patches are there already, and their decoder stays as it is")
+            return True
+    record = reconstruction_evaluation(held_out, _part_folder(work, "autoencoder"))(model, 0)
+    fitted = Outcome(step=0, finished=True, hours=0.0, record=record, averaged=model)
+    return _export(recipe, work, "autoencoder", fitted, config, recipe.autoencoder_plan, {})
 
 
 def run_decoder(recipe: Recipe, work: Work) -> bool:
@@ -270,7 +286,8 @@ def run_prior(recipe: Recipe, work: Work) -> bool:
 def run_unet(recipe: Recipe, work: Work) -> bool:
     """Train the U-Net through its stages."""
     latents, held_out, weights = _latents(recipe, work)
-    plan, folder = recipe.unet_plan, _part_folder(work, "unet")
+    sources, plan = _sources(recipe, work, latents)
+    folder = _part_folder(work, "unet")
     judges = Judges(
         autoencoder=load_autoencoder(work),
         depth=load_depth(work),
@@ -280,7 +297,6 @@ def run_unet(recipe: Recipe, work: Work) -> bool:
     evaluate = evaluation(
         held_out, truth, judges, plan, recipe.diffusion, recipe.options, folder, clips=recipe.judged_clips
     )
-    sources, plan = _sources(recipe, work, latents)
     task = unet_task(
         recipe.unet, plan, recipe.diffusion, *sources, evaluate=evaluate, seed=recipe.seed, device=work.device
     )
@@ -297,17 +313,34 @@ def run_unet(recipe: Recipe, work: Work) -> bool:
 
 
 def _sources(recipe: Recipe, work: Work, latents: LatentBank) -> tuple[list[LatentSource], UNetPlan]:
-    """The bank, and the prepared shards that were given, with their shares of the steps."""
+    """The bank, and the prepared shards that were given, with their shares of the steps.
+
+    Raises ValueError for shards that were encoded with other weights than this model's, and for clips that are too
+    short.
+    """
     if not work.data:
         return [latents], recipe.unet_plan
-    prepared = ShardSource(open_shards(*work.data), seed=recipe.seed)
-    return [latents, prepared], replace(recipe.unet_plan, shares=(1 - work.data_share, work.data_share))
+    shards = open_shards(*work.data)
+    check_weights(shards, work.data[0], load_autoencoder(work), load_encoder(work).clip)
+    check_length(shards, recipe.unet.frames)
+    return [latents, ShardSource(shards, seed=recipe.seed)], replace(
+        recipe.unet_plan, shares=(1 - work.data_share, work.data_share)
+    )
+
+
+def check_length(shards: Shards, frames: int) -> None:
+    """Refuses data without a clip as long as the network joins, before the first step that would want one."""
+    if shards.longest() < frames:
+        raise ValueError(
+            f"the longest clip has {shards.longest()} frames and the network wants {frames}; prepare longer ones "
+            f"(gen1 prepare --frames {frames})."
+        )
 
 
 def data_identity(folders: Sequence[Path]) -> list[Any]:
-    """What prepared data is, wherever it lies: the order of samples follows from it."""
+    """What is in prepared data, wherever it lies."""
     shards = open_shards(*folders) if folders else None
-    return [shards.weights, [f"{entry.shard.name} {entry.key}" for entry in shards.entries]] if shards else []
+    return [shards.weights, shards.checksums()] if shards else []
 
 
 def load_autoencoder(work: Work) -> Autoencoder:
@@ -385,6 +418,16 @@ def _latents(recipe: Recipe, work: Work) -> tuple[LatentBank, LatentBank, str]:
     return load_latents(recipe.bank, folder, shards=work.shards, weights=weights).to(work.device), held_out, weights
 
 
+def splits_seen(recipe: Recipe, work: Work, part: str) -> list[str]:
+    """The splits of the world that weights have learnt from, also before a warm restart; "unknown" if not told."""
+    start = work.start / f"{part}.safetensors" if work.start else Path()
+    if not start.is_file():
+        return [recipe.bank.split]
+    told = json.loads(read_file(start).metadata.get("recipe", "{}"))
+    before = told.get("splits") or [told.get("bank", {}).get("split", "unknown")]
+    return sorted({recipe.bank.split, *before})
+
+
 def _export(
     recipe: Recipe, work: Work, part: str, outcome: Outcome, config: Any, plan: Any, extra: dict[str, str]
 ) -> bool:
@@ -398,6 +441,7 @@ def _export(
         "hours": round(outcome.hours, 4),
         "clips": len(work.shards) * recipe.bank.clips,
         "bank": asdict(recipe.bank),
+        "splits": splits_seen(recipe, work, part),
         "plan": asdict(plan),
         "measured": {name: round(value, 5) for name, value in outcome.record.items()},
     }

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..loading import PARTS as WEIGHTS
 from ..models.unet import SpaceTimeUNet
 
 POSITIONS = ".position.weight"
@@ -51,9 +52,9 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 def adopt(start: Path, weights: Path, parts: Sequence[str]) -> None:
     """Copies the finished ``parts`` that are in ``start`` and not yet in ``weights``: what is trained needs them.
 
-    Raises ValueError where there is no such folder.
+    Raises ValueError where there is no such folder, or none of a model's parts in it.
     """
-    if not start.is_dir():
+    if not any((start / f"{part}.safetensors").is_file() for part in WEIGHTS):
         raise ValueError(f"{start} is no folder of finished parts; give the `weights` folder of a training.")
     weights.mkdir(parents=True, exist_ok=True)
     for part in parts:

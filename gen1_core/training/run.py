@@ -139,7 +139,8 @@ class Run:
         )
         generator = generator_at(self.seed, self.task.name, self.step)
         apart = self.accelerator.no_sync(self.measured) if part < self.parts - 1 else nullcontext()
-        half = "bf16" in (self.engine.precision, self.accelerator.mixed_precision)
+        told = self.engine.precision
+        half = (self.accelerator.mixed_precision if told == "config" else told) == "bf16"
         # Layers that draw (dropout) take from the step's randomness too, and nobody else's is touched.
         with apart, torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed() + share.index)

@@ -18,6 +18,7 @@ from ..diffusion.prediction import as_denoiser
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import spaced_sigmas, start
 from ..gen1 import Diffusion, EditOptions
+from ..metrics import psnr
 from ..models.autoencoder import Autoencoder, decode_clip
 from ..models.depth import DepthNet
 from ..models.unet import SpaceTimeUNet
@@ -26,7 +27,7 @@ from ..tensors import Latents
 from .bank import Bank
 from .depth import aligned
 from .latents import LatentBank
-from .sheets import psnr, write_sheet
+from .sheets import write_sheet
 from .stages import stage_at
 from .unet import UNetPlan, with_level
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
@@ -173,9 +173,13 @@ class Shards:
         size = {"height": entry.height, "width": entry.width}
         return Sample(number=number, key=entry.key, levels=entry.levels, **size, **parts, **told)
 
-    def order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
-        """All numbers, shuffled anew in every epoch."""
-        return torch.randperm(len(self), generator=generator_at(seed, "order", epoch))
+    def checksums(self) -> list[int]:
+        """What is in the samples, wherever they lie: the CRC-32 of each one's tensors."""
+        return [entry.safetensors[2] for entry in self.entries]
+
+    def longest(self) -> int:
+        """Frames of the longest sample."""
+        return max(entry.frames for entry in self.entries)
 
     def buckets(self, *, least_frames: int = 1) -> dict[Bucket, list[int]]:
         """Numbers by size, of samples with at least so many frames.
@@ -192,7 +196,7 @@ class Shards:
             if not found:
                 raise ValueError(
                     f"least_frames={least_frames}, but the longest of {len(self)} samples has "
-                    f"{max(entry.frames for entry in self.entries)} frames; prepare longer clips, or ask for fewer."
+                    f"{self.longest()} frames; prepare longer clips, or ask for fewer."
                 )
             self._buckets[least_frames] = found
         return self._buckets[least_frames]

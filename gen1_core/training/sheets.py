@@ -25,9 +25,3 @@ def write_sheet(path: Path, columns: list[Row]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def psnr(images: Float[Tensor, "*axes"], truth: Float[Tensor, "*axes"]) -> float:
-    """Peak signal-to-noise ratio in dB of values 0..1, the mean over the first axis."""
-    error = rearrange((images.clamp(0, 1) - truth).square(), "n ... -> n (...)").mean(dim=1)
-    return float((-10 * error.clamp(min=1e-10).log10()).mean())

@@ -136,7 +136,7 @@ class ShardSource:
 
     def longest(self) -> int:
         """Frames of the longest sample."""
-        return max(entry.frames for entry in self.shards[True].entries)
+        return self.shards[True].longest()
 
     def _sample(self, number: int) -> Sample:
         if number in self.kept:

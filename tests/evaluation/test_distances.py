@@ -11,13 +11,13 @@ from gen1_core.evaluation.distances import (
     feature_distance,
     motion,
     multi_scale_ssim,
-    psnr,
     sharpness,
     ssim,
     ssim_maps,
     warp,
     warp_error,
 )
+from gen1_core.metrics import psnr
 
 
 def pictures(seed: int, *, frames: int = 2, size: int = 48) -> torch.Tensor:

@@ -32,7 +32,7 @@ from gen1_core.evaluation.run import edit_path, frames_of
 from gen1_core.evaluation.store import read_json, write_frames, write_json
 from gen1_core.evaluation.sweeps import mean_error, rises
 from gen1_core.evaluation.tables import accuracy_table, goals
-from gen1_core.evaluation.votes import KEY, read_votes, tally
+from gen1_core.evaluation.votes import KEY, TALLY, read_tally, read_votes, tally
 
 pytestmark = pytest.mark.slow  # one evaluation for all, some ten seconds of a core
 
@@ -209,12 +209,22 @@ def test_votes_are_counted(finished: Finished, tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "votes.json"
     write_json(path, {"report": key["report"], "votes": votes})
     assert tally(finished.folder, [path])["sdedit_75"]["rate"] == (len(votes) - 1) / len(votes)
+    other = tmp_path / "other.json"
+    write_json(other, {"report": key["report"], "votes": votes[:1]})
+    both = tally(finished.folder, [path, other])["sdedit_75"]  # two people on one pair are one verdict
+    assert (both["rate"], both["pairs"]) == ((len(votes) - 1) / len(votes), len(votes))
+    with pytest.raises(ValueError, match="would count twice"):
+        tally(finished.folder, [path, path])
     videos = {each: each.stat().st_mtime_ns for each in finished.folder.rglob("*.mp4")}
     assert main(["eval", "--votes", str(path), "--out", str(finished.folder)]) == 0
     assert videos and {each: each.stat().st_mtime_ns for each in videos} == videos  # counting makes no videos
     index = (finished.folder / "index.html").read_text(encoding="utf-8")
     assert "preferred by people" in index
     order = [index.index(f"<td>{title}") for title in finished.results["methods"].values()]
+    kept = read_json(finished.folder / TALLY)
+    write_json(finished.folder / TALLY, {**kept, "report": "of other videos"})
+    assert read_tally(finished.folder) is None
+    write_json(finished.folder / TALLY, kept)
     assert order == sorted(order)  # results read back from their file are shown in the same order
 
     write_json(path, {"report": "another", "votes": votes})

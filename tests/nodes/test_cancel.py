@@ -64,7 +64,7 @@ STAGES: dict[str, tuple[dict[str, Any], float]] = {
         0.3,
     ),
     "encode": (node("Gen1_Encode", image=["part", 1], vae=["model", 1], model=["model", 0]), 0.3),
-    "structure": (node("Gen1_Condition", model=["model", 0], structure=["depth", 0], content=["other words", 0]), 0.1),
+    "structure": (node("Gen1_Condition", model=["model", 0], structure=["depth", 0], content=["other words", 0]), 0.0),
     "sample": (
         node(
             "Gen1_Sampler",

@@ -170,7 +170,8 @@ def write_latents(server: Any, name: str, samples: Tensor) -> Graph:
 def noisy(gen1: Gen1, *, frames: int, side: int = 16) -> Tensor:
     """The library's noise at the first of its sigmas, in the scale of LATENT."""
     sigma = float(spaced_sigmas(gen1.diffusion.schedule, STEPS, "trailing")[0])
-    drawn = FrameNoise(seed=SEED, channels=4, height=side, width=side, first=0, count=frames).initial()
+    channels = gen1.unet.config.out_channels
+    drawn = FrameNoise(seed=SEED, channels=channels, height=side, width=side, first=0, count=frames).initial()
     return in_latent_scale(gen1, drawn * sqrt(1 + sigma**2))
 
 
@@ -202,7 +203,7 @@ def test_temporal_scale_1_is_the_stock_sampler(server, clip, record_property) ->
     done(server, graph)
     for sampler in ("euler", "dpmpp_2m"):
         wanted = latents(server, f"stock {sampler}")
-        assert wanted.shape == (FRAMES, 4, 16, 16) and wanted.std() > 0.1
+        assert wanted.shape == (FRAMES, 8, 16, 16) and wanted.std() > 0.1
         difference = apart(latents(server, f"ours {sampler}"), wanted)
         record_property(f"max_difference_{sampler}", difference)
         assert difference == 0.0
@@ -458,7 +459,7 @@ def test_a_lora_counts_by_any_of_the_cores_names(server, clip, gen1, record_prop
 
 def test_model_sampling_nodes_take_effect(server, clip, record_property) -> None:
     """The model's own setting changes nothing but rounding; another one, and LCM, change the result."""
-    settings = {"own": ("v_prediction", True), "no zsnr": ("v_prediction", False), "eps": ("eps", True)}
+    settings = {"own": ("x0", True), "no zsnr": ("x0", False), "eps": ("eps", True)}
     settings["lcm"] = ("lcm", True)
     graph = parts(server, frames=4) | stock("as loaded")
     for name, (kind, zsnr) in settings.items():

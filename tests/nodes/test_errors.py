@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
             source=["empty", 0],
             **SAMPLE,
         ),
-        "make both from the same frames",
+        "is not [frames, 8, height, width]; make it with Gen-1 Encode",
     ),
     "latents of another clip in KSampler": (
         node(
@@ -208,7 +208,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "latents of another clip to decode": (
         node("Gen1_Decode", latent=["empty", 0], vae=["model", 1], image=["video", 1]),
-        "connect to image the frames that the latents were made for",
+        "is not [frames, 8, height, width]; make it with Gen-1 Encode",
     ),
     "one frame to measure": (
         node("Gen1_Metrics", edited=["one", 0], encoder=["model", 2], prompt="snow"),

@@ -85,9 +85,9 @@ def depth(frames: int) -> Tensor:
     return torch.rand(1, 1, frames, 8 * HEIGHT, 8 * WIDTH, generator=torch.Generator().manual_seed(5))
 
 
-def noise(its: Any, frames: int, seed: int = 3) -> Tensor:
-    drawn = its.noise.FrameNoise(seed=seed, channels=4, height=HEIGHT, width=WIDTH, first=0, count=frames).initial()
-    return by_frame(drawn)
+def noise(case: Any, frames: int, seed: int = 3) -> Tensor:
+    size = {"channels": case.reference.unet.config.out_channels, "height": HEIGHT, "width": WIDTH}
+    return by_frame(case.its.noise.FrameNoise(seed=seed, **size, first=0, count=frames).initial())
 
 
 def by_frame(latents: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def stock(case: Any, conds: Any = None, *, options: Any = None, start: Any = Non
     """KSampler's own function, in the network's scale."""
     model, options = model or case.model, options or case.options
     positive, negative = conds or case.conds
-    start = noise(case.its, positive[0][1]["gen1"].size[0]) if start is None else start
+    start = noise(case, positive[0][1]["gen1"].size[0]) if start is None else start
     sampler = case.its.comfy.samplers.sampler_object(options.sampler)
     out = case.its.comfy.samplers.sample(
         model,
@@ -121,7 +121,7 @@ def guided(case: Any, conds: Any = None, *, options: Any, start: Any = None, mod
     """SamplerCustomAdvanced with our guider, in the network's scale."""
     model = model or case.model
     positive, negative = conds or case.conds
-    start = noise(case.its, positive[0][1]["gen1"].size[0]) if start is None else start
+    start = noise(case, positive[0][1]["gen1"].size[0]) if start is None else start
     guider = case.its.native.guider(model, positive, negative, options.content_scale, options.temporal_scale)
     sampler = case.its.comfy.samplers.sampler_object(options.sampler)
     out = guider.sample(start, torch.zeros_like(start), sampler, sigmas_of(case, options), disable_pbar=True, seed=1)
@@ -163,9 +163,9 @@ def test_temporal_scale_1_is_ksampler_exactly(tiny) -> None:
 
 
 def test_both_scales_0_see_each_frame_alone(tiny) -> None:
-    start = noise(tiny.its, FRAMES)
+    start = noise(tiny, FRAMES)
     other = start.clone()
-    other[3] = noise(tiny.its, 1, seed=9)[0]
+    other[3] = noise(tiny, 1, seed=9)[0]
     alone = replace(tiny.options, content_scale=0.0, temporal_scale=0.0)
     one, two = (guided(tiny, options=alone, start=each) for each in (start, other))
     assert apart(one[:3], two[:3]) == 0.0 and apart(one[4:], two[4:]) == 0.0
@@ -257,7 +257,7 @@ def test_what_is_told_of_a_long_clip_stays_where_it_is(public) -> None:
     assert told.hidden is told.shown
     for changed in (told.to(elsewhere), told.as_images(), told.cut((4, 4, 0, 0)), public.its.told.dropped(told)):
         assert changed.hidden is changed.shown
-    given = {"gen1": told, "cross_attn": public.conds[0][0][0], "noise": noise(public.its, FRAMES)}
+    given = {"gen1": told, "cross_attn": public.conds[0][0][0], "noise": noise(public, FRAMES)}
     cond = public.model.model.extra_conds(**given, device=elsewhere)["gen1"].cond
     assert cond.shown.hints[0].image is told.shown.hints[0].image
     some = public.its.told.window_of([told.shown] * 2, range(2, 5), FRAMES, torch.zeros(1, device=elsewhere))
@@ -296,7 +296,7 @@ def one_call(case: Any, model: Any) -> Tensor:
     """Of the network, as it lies in memory."""
     model.pre_run()
     given = {"gen1": case.conds[0][0][1]["gen1"], "cross_attn": case.conds[0][0][0]}
-    start = noise(case.its, FRAMES)
+    start = noise(case, FRAMES)
     found = model.model.extra_conds(**given, noise=start, device=start.device)
     ready = {name: cond.process_cond(batch_size=FRAMES).concat([]) for name, cond in found.items()}
     return model.model.apply_model(start, torch.full((FRAMES,), 2.0), **ready)
@@ -458,14 +458,14 @@ def test_a_lora_of_another_network_is_refused(tiny, tmp_path) -> None:
 
 
 def test_what_does_not_fit_is_refused(tiny) -> None:
-    start = noise(tiny.its, FRAMES - 2)
+    start = noise(tiny, FRAMES - 2)
     with pytest.raises(ValueError, match=r"LATENT of the same Gen-1 Condition"):
         stock(tiny, start=start)
     with pytest.raises(ValueError, match=r"8 x 12 latent pixels .* 4 x 12.*one loader, whose short_side sets the size"):
-        stock(tiny, start=noise(tiny.its, FRAMES)[:, :, :4])
+        stock(tiny, start=noise(tiny, FRAMES)[:, :, :4])
     plain = [[tiny.content.tokens[0], {}]]
     with pytest.raises(ValueError, match=r"from Gen-1 Condition"):
-        stock(tiny, (plain, plain), start=noise(tiny.its, FRAMES))
+        stock(tiny, (plain, plain), start=noise(tiny, FRAMES))
     other = [[torch.zeros(1, 77, 768), tiny.conds[0][0][1]]]
     with pytest.raises(ValueError, match=r"GEN1_ENCODER of the loader"):
         stock(tiny, (other, other))
@@ -729,13 +729,12 @@ def conds_of_two(case: Any) -> Any:
 
 def test_plain_text_conditioning_is_silent_elsewhere(public) -> None:
     """CLIP Text Encode of the core: no picture, no structure, and nothing refused."""
-    its = public.its
     text = [[[tokens, {}] for tokens, _ in cond] for cond in public.conds]
     picture = replace(public.content.pictures[0], scales=(0.0,))
     content = replace(public.content, pictures=(picture,))
     silent = replace(public.structure, strength=0.0)
     expected = ours(public, silent, content, options=public.options)
-    assert relative_error(stock(public, text, start=noise(its, FRAMES)), expected) < SAME
+    assert relative_error(stock(public, text, start=noise(public, FRAMES)), expected) < SAME
 
 
 def test_weights_of_8_bits_are_cast(public) -> None:

@@ -152,7 +152,7 @@ def test_encode_is_that_of_the_library(run, loaded, gen1, source):
 def test_encode_keeps_to_the_models_size(run, loaded):
     for height, width, cells in [(40, 40, (16, 16)), (300, 200, (24, 16)), (64, 200, (16, 52))]:
         latent = run("Encode", image=torch.rand(2, height, width, 3), vae=loaded[1], model=loaded[0])[0]["samples"]
-        assert latent.shape == (2, 4, *cells)
+        assert latent.shape == (2, 8, *cells)
 
 
 def test_decode_gives_the_size_of_the_source(run, loaded, source):
@@ -167,11 +167,16 @@ def test_decode_gives_the_size_of_the_source(run, loaded, source):
 
 def test_decode_is_the_same_in_any_chunks(pack, run, loaded, source):
     sample, codec = pack("nodes.sample"), pack("nodes.host").codec_of(loaded[1])
-    latents = torch.randn(1, 4, 5, 16, 20)
+    latents = torch.randn(1, 8, 5, 16, 20)
     parts = [
         torch.cat(list(sample.decoded_frames(codec, latents, width=40, height=32, chunk=chunk))) for chunk in (1, 2, 8)
     ]
     assert (parts[0].int() - parts[2].int()).abs().max() <= 1 and (parts[1].int() - parts[2].int()).abs().max() <= 1
+
+
+def shifted(codec: Any) -> None:
+    """Every latent grows by 0.5."""
+    codec.encoder.patches.bias += 0.5
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +185,7 @@ def another_vae(pack: Any, gen1: Gen1) -> Any:
     codec = pack("gen1_core.loading").load_gen1("tiny").autoencoder
     with torch.no_grad():
         codec.decoder.conv_out.bias -= 0.5
-        codec.quant_conv.bias += 0.5
+        shifted(codec)
     return pack("nodes.host").vae_wire(codec)
 
 
@@ -205,7 +210,7 @@ def test_model_sets_the_working_size_of_encode(run, loaded, pack, source):
         run("Encode", image=as_image(source), vae=loaded[1], model=model)[0]["samples"].shape
         for model in (small, loaded[0])
     ]
-    assert sizes == [(4, 4, 8, 12), (4, 4, 16, 20)]
+    assert sizes == [(4, 8, 8, 12), (4, 8, 16, 20)]
 
 
 def test_latent_is_what_is_decoded(run, loaded, source):
@@ -229,7 +234,7 @@ def test_structure_is_what_both_conditionings_keep(run, wires):
     assert distance(told(mirrored), told(positive)) > 0.1
     assert torch.equal(mirrored[0][0], positive[0][0]), "the content is the same"
     fewer = replace(wires["structure"], depth=wires["structure"].depth[:, :, :2])
-    assert run("Condition", **{**wires, "structure": fewer})[2]["samples"].shape == (2, 4, 16, 20)
+    assert run("Condition", **{**wires, "structure": fewer})[2]["samples"].shape == (2, 8, 16, 20)
 
 
 def test_content_is_in_the_positive_alone(run, wires, desert):
@@ -243,7 +248,7 @@ def test_model_reads_structure_its_own_way(run, wires, pack):
     """One whose latents have another scale is shown the depth in that scale."""
     gen1 = pack("gen1_core.loading").load_gen1("tiny")
     with torch.no_grad():
-        gen1.autoencoder.quant_conv.bias += 0.5
+        shifted(gen1.autoencoder)
     model = pack("nodes.native").model_of(gen1)
     ours, other = (told(run("Condition", **{**wires, "model": one})[0]) for one in (wires["model"], model))
     assert ours.shape == other.shape and (other - ours).abs().mean() > 0.1
@@ -251,7 +256,7 @@ def test_model_reads_structure_its_own_way(run, wires, pack):
 
 def test_condition_is_for_the_clips_frames_and_size(run, wires):
     positive, negative, latent = run("Condition", **wires)
-    assert latent["samples"].shape == (4, 4, 16, 20) and not latent["samples"].any()
+    assert latent["samples"].shape == (4, 8, 16, 20) and not latent["samples"].any()
     assert not torch.equal(positive[0][0], negative[0][0])
 
 
@@ -320,8 +325,8 @@ def test_windows_share_frames(sampled):
     assert not torch.equal(sampled(window=4, overlap=1), sampled())
     assert not torch.equal(sampled(window=4, overlap=1), sampled(window=4, overlap=3))
     assert torch.equal(sampled(overlap=5), sampled()), "where no window is set, the model's own overlap holds"
-    with pytest.raises(ValueError, match="set window to 8 or less, or to 0"):
-        sampled(window=9)
+    with pytest.raises(ValueError, match="set window to 16 or less, or to 0"):
+        sampled(window=17)
     with pytest.raises(ValueError, match="use 0 to 3"):
         sampled(window=4, overlap=4)
 
@@ -386,7 +391,7 @@ def test_model_with_patched_weights_counts(sampled, loaded):
 
 @pytest.fixture(scope="module")
 def own_latents() -> dict[str, Tensor]:
-    return {"samples": 3 * torch.randn(10, 4, 8, 8, generator=torch.Generator().manual_seed(8))}
+    return {"samples": 3 * torch.randn(10, 8, 8, 8, generator=torch.Generator().manual_seed(8))}
 
 
 @pytest.mark.slow
@@ -413,7 +418,7 @@ def test_what_does_not_fit_is_refused(sampled, run, loaded, own_latents):
     with pytest.raises(ValueError, match="wire Gen-1 Encode to source, or set strength to 1"):
         sampled(strength=0.5)
     with pytest.raises(ValueError, match="make both from the same frames"):
-        sampled(source={"samples": torch.zeros(9, 4, 8, 8)})
+        sampled(source={"samples": torch.zeros(9, 8, 8, 8)})
     with pytest.raises(ValueError, match="one for every frame"):
         sampled(source={**own_latents, "noise_mask": torch.ones(3, 8, 8)})
     with pytest.raises(ValueError, match="connect to image the frames that the latents were made for"):
@@ -609,9 +614,9 @@ def test_condition_divides_the_clip_for_the_cores_samplers(guided, seen, pack, s
     assert calls[0] < calls[1] < calls[2]
     seen.clear()
     guided(window=0, overlap=5)
-    assert set(seen) == {8}, "the model's own"
-    with pytest.raises(ValueError, match="set window to 8 or less, or to 0"):
-        guided(window=9)
+    assert set(seen) == {10}, "the model's own"
+    with pytest.raises(ValueError, match="set window to 16 or less, or to 0"):
+        guided(window=17)
     told = pack("nodes.native").conditioning
     gen1 = pack("nodes.host").gen1_of(small["model"])
     with torch.inference_mode():

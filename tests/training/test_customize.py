@@ -143,6 +143,7 @@ def customized(weights: dict[str, Tensor], plan: CustomPlan, original: LatentBan
         return figures(after, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_pictures_are_learnt_and_the_rest_is_kept(trained: dict[str, Tensor], tmp_path: Path, method: str) -> None:
     plan = plan_of(method, steps=60)

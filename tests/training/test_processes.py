@@ -1,6 +1,7 @@
 """Training as it is started in the field: killed, on a full disk, on two processes that really run (gloo)."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,9 +47,9 @@ def finish(kind: str, folder: Path, *options: str) -> None:
     assert process.returncode == 0, said
 
 
-def kill_at(kind: str, folder: Path, step: int, *options: str) -> None:
-    """Starts a run and kills all its processes once the checkpoint has reached a step."""
-    process = start(kind, folder, "--pause", "0.2", *options)
+def kill_at(folder: Path, step: int) -> None:
+    """Starts a run and kills it once the checkpoint has reached a step."""
+    process = start("one", folder, "--pause", "0.2")
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "checkpoint.pt").exists() and load_state(folder / "checkpoint.pt")["step"] >= step:
@@ -102,9 +103,10 @@ def test_layout_and_checkpointing_change_nothing_but_rounding(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_equals_an_unbroken_one(tmp_path: Path) -> None:
-    finish("one", tmp_path / "whole")
+    with small_run.one_thread():
+        small_run.run(tmp_path / "whole", steps=8, engine=Engine())
     for step in (1, 5):
-        kill_at("one", tmp_path / "killed", step)
+        kill_at(tmp_path / "killed", step)
     finish("one", tmp_path / "killed")
     whole, killed = (load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert killed["step"] == 8
@@ -130,17 +132,19 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, record_property) -> N
 @pytest.mark.slow
 def test_sharded_weights_train_save_and_resume(tmp_path: Path, record_property) -> None:
     small_run.run(tmp_path / "one", steps=8, engine=Engine())
-    finish("two", tmp_path / "whole", "--fsdp")
-    kill_at("two", tmp_path / "killed", 5, "--fsdp")
-    finish("two", tmp_path / "killed", "--fsdp")
-    same(*(load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed")))
+    finish("two", tmp_path / "whole", "--fsdp", "--aside", "5")
+    (tmp_path / "resumed").mkdir()
+    shutil.copyfile(tmp_path / "whole" / "aside.pt", tmp_path / "resumed" / "checkpoint.pt")
+    finish("two", tmp_path / "resumed", "--fsdp")
+    assert [record["step"] for record in losses(tmp_path / "resumed")] == [6, 7, 8]
+    same(*(load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "resumed")))
     difference = largest_difference(tmp_path / "one", tmp_path / "whole")
     record_property("fsdp_difference", difference)
     assert 0 < difference < 1e-5
     # The checkpoint is whole: one process reads what two have written.
-    state = load_state(tmp_path / "killed" / "checkpoint.pt")
+    state = load_state(tmp_path / "resumed" / "checkpoint.pt")
     assert state["model"].keys() == load_state(tmp_path / "one" / "checkpoint.pt")["model"].keys()
-    assert small_run.run(tmp_path / "killed", steps=12, engine=Engine()).step == 12
+    assert small_run.run(tmp_path / "resumed", steps=12, engine=Engine()).step == 12
 
 
 def test_sharding_needs_several_processes(tmp_path: Path) -> None:
@@ -157,4 +161,4 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> 
     assert process.returncode != 0 and "free some space or make the folder writable" in said, said
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.part"))
-    finish("one", tmp_path / "run", "--steps", "8")
+    assert small_run.run(tmp_path / "run", steps=8, engine=Engine()).finished

@@ -13,7 +13,8 @@ from shard_folder import write_folder
 from gen1_core.checkpoints.files import read_file, save_file
 from gen1_core.cli import main
 from gen1_core.gen1 import EditOptions
-from gen1_core.loading import as_metadata
+from gen1_core.loading import as_metadata, config_of
+from gen1_core.models.autoencoder import AutoencoderConfig
 from gen1_core.models.unet import SpaceTimeUNet, UNetConfig
 from gen1_core.recipes.sd15_train import SD15
 from gen1_core.recipes.tiny import TINY
@@ -59,6 +60,7 @@ def test_a_part_begins_at_finished_weights_with_a_fresh_optimiser(tmp_path: Path
         for name in ("a", "warm", "cold")
     )
     assert float((warm - first).abs().mean()) < 0.3 * float((cold - first).abs().mean())
+    assert splits_of(tmp_path / "warm") == splits_of(weights.parent) == ["train"]
     state = load_state(tmp_path / "warm" / "autoencoder" / "checkpoint.pt")
     assert {float(moments["step"]) for moments in state["optimiser"]["state"].values()} == {1.0}
     with pytest.raises(ValueError, match="remove the folder"):  # a run that began elsewhere does not go on
@@ -67,6 +69,24 @@ def test_a_part_begins_at_finished_weights_with_a_fresh_optimiser(tmp_path: Path
         run(recipe(), ["autoencoder"], work(tmp_path / "a", weights))
     with pytest.raises(ValueError, match="give the `weights` folder of a training"):
         run(recipe(), ["autoencoder"], work(tmp_path / "b", tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="give the `weights` folder of a training"):
+        run(recipe(), ["autoencoder"], work(tmp_path / "b", weights.parent))
+
+
+def test_what_the_start_has_seen_is_told(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    run(recipe(), ["bank", "autoencoder"], work(tmp_path / "old"))
+    file = read_file(tmp_path / "old" / "weights" / "autoencoder.safetensors")
+    start.mkdir()
+    told = {"recipe": json.dumps({"bank": {"seed": 1}})}  # of a world without splits
+    config = config_of(AutoencoderConfig, file)
+    save_file(start / "autoencoder.safetensors", file.tensors, kind="autoencoder", config=config, metadata=told)
+    run(recipe(), ["bank", "autoencoder"], work(tmp_path / "new", start))
+    assert splits_of(tmp_path / "new") == ["train", "unknown"]
+
+
+def splits_of(folder: Path) -> list[str]:
+    return json.loads(read_file(folder / "weights" / "autoencoder.safetensors").metadata["recipe"])["splits"]
 
 
 def test_what_is_not_trained_is_taken_from_there(tmp_path: Path) -> None:
@@ -140,7 +160,10 @@ def test_the_full_size_path_at_a_narrow_width(tmp_path: Path, capsys: pytest.Cap
     save_file(inflated, SpaceTimeUNet(NARROW).state_dict(), kind="unet", config=NARROW, metadata=told)
     folder = tmp_path / "run"
     command = ["train", "unet", "--preset", "sd15", "--smoke", "--batch", "16", "--folder", str(folder)]
-    given = ["--data", str(data), "--held-out", str(data), "--from", str(inflated)]
+    judged = ["--held-out", str(write_folder(tmp_path / "held-out", first=20))]
+    given = ["--data", str(data), *judged, "--from", str(inflated)]
+    assert main([*command, "--data", str(data), "--held-out", str(data), "--from", str(inflated)]) == 2
+    assert "10 of 10 held-out samples are in --data too" in capsys.readouterr().err
     assert main(command) == 2 and "give both, or --dry-run for the plan" in capsys.readouterr().err
     assert main([*command, *given, "--checkpointing", "--threads", "1"]) == 0, capsys.readouterr().err
     file = read_file(folder / "weights" / "unet.safetensors")
@@ -148,6 +171,8 @@ def test_the_full_size_path_at_a_narrow_width(tmp_path: Path, capsys: pytest.Cap
     assert json.loads(file.metadata["recipe"])["finished"] is True
     assert (folder / "unet" / "stage-temporal.safetensors").exists() and list((folder / "unet").glob("sheet-*.png"))
     assert "held_out_loss" in read_records(folder / "unet" / "log.jsonl")[-1]["evaluation"]
+    assert main([*command, *given[:-1], str(folder / "weights")]) == 2
+    assert "its start would be lost" in capsys.readouterr().err
     other = write_folder(tmp_path / "other", width=8)
     wrong = [*command[:-1], str(tmp_path / "run2"), "--data", str(other), "--from", str(inflated)]
     assert main(wrong) == 2 and "prepare the data with the CLIP of that width" in capsys.readouterr().err

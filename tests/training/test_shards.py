@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
             for number in range(shard * 4, min(shard * 4 + 4, len(SIZES))):
                 writer.add(f"{number:08d}", *sample(number, *SIZES[number]))
             writer.close()
-        finish_index(path, writer.samples, [], "x")
+        finish_index(path, writer.samples, [], identity="x", sources=["clips"])
     return tmp_path
 
 
@@ -96,14 +96,6 @@ def test_folders_go_together_if_their_weights_do(folder: Path, tmp_path_factory:
         open_shards(folder, other)
     with pytest.raises(ValueError, match="gen1 prepare --out"):
         open_shards(tmp_path_factory.mktemp("empty"))
-
-
-def test_the_order_follows_from_seed_and_epoch(folder: Path) -> None:
-    shards = open_shards(folder)
-    orders = [shards.order(seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    assert orders[1] == open_shards(folder).order(0, 1).tolist()
 
 
 def test_the_batch_of_a_step_follows_from_seed_and_step(folder: Path) -> None:

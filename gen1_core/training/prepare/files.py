@@ -1,10 +1,11 @@
 """Shards on disk: webdataset's tar files with an index beside each; whole or not there at all."""
 
+import hashlib
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,7 +85,9 @@ class ShardWriter:
         self.tar.close()
 
 
-def finish_index(tar: Path, samples: list[dict[str, Any]], errors: list[dict[str, str]], identity: str) -> None:
+def finish_index(
+    tar: Path, samples: list[dict[str, Any]], errors: list[dict[str, str]], *, identity: str, sources: list[str]
+) -> None:
     """The index of a shard that is complete: where each member lies, its size and its checksum."""
     places: dict[str, list[int]] = {}
     with tarfile.open(tar) as archive, tar.open("rb") as file:
@@ -94,7 +97,8 @@ def finish_index(tar: Path, samples: list[dict[str, Any]], errors: list[dict[str
     for sample in samples:
         for name in ("json", "safetensors"):
             sample[name] = places[f"{sample['key']}.{name}"]
-    index = {"format": FORMAT, "identity": identity, "bytes": tar.stat().st_size, "samples": samples, "errors": errors}
+    about = {"format": FORMAT, "identity": identity, "bytes": tar.stat().st_size, "sources": sources}
+    index = {**about, "samples": samples, "errors": errors}
     write_json(tar.with_suffix(".json"), index)
 
 
@@ -108,11 +112,33 @@ def finished(folder: Path, number: int, identity: str) -> dict[str, Any] | None:
     return index if same else None
 
 
-def clean(folder: Path, shards: int) -> None:
-    """Remove what a killed run left half written, and shards beyond the last one."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+def clean(folder: Path, shards: int, sources: Collection[str], *, remove: bool) -> None:
+    """Remove what a killed run left half written, and shards beyond the last one.
+
+    Raises ValueError where finished samples would be lost, since their sources are not among those given, or less
+    comes of them than before; not with ``remove``.
+    """
+    found = [path for path in folder.glob("part-*.*") if path.stem.removeprefix("part-").isdigit()]
+    beyond = [path for path in found if int(path.stem.removeprefix("part-")) >= shards]
+    if not remove:
+        indices = [json.loads(path.read_text(encoding="utf-8")) for path in found if path.suffix == ".json"]
+        missing = sorted({source for index in indices for source in index.get("sources", [])} - set(sources))
+        gone = sum(path.suffix == ".json" for path in beyond)
+        if missing or gone:
+            why = f"it holds samples of {missing[0]} and {len(missing) - 1} more" if missing else "fewer clips are left"
+            raise ValueError(
+                f"{folder} would lose finished samples ({why}, {gone} of {len(indices)} shards too many); name all of "
+                "its sources again, or another --out, or give --remove to have no more than what comes of these."
+            )
+    for path in (*folder.glob(f".*{TEMPORARY}"), *beyond):
         path.unlink(missing_ok=True)
-    for path in folder.glob("part-*.*"):
-        number = path.stem.removeprefix("part-")
-        if number.isdigit() and int(number) >= shards and path.suffix in (".tar", ".json"):
-            path.unlink()
+
+
+def hash_of(path: Path) -> str:
+    """A hash of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]

@@ -21,6 +21,7 @@ from ...models.autoencoder import Autoencoder
 from ...presets import MODELS
 from ...structure.estimator import DepthEstimator
 from ..latents import fingerprint
+from .files import hash_of
 
 Part = TypeVar("Part")
 
@@ -64,8 +65,8 @@ def load_networks(files: NetworkFiles, *, device: torch.device) -> Networks:
     dtype = DTYPES[files.dtype]
     whole = None
     if not (files.autoencoder and files.clip and files.depth):
-        whole = load_gen1(files.model, device=device, dtype=dtype)
-    autoencoder = load_autoencoder(Path(files.autoencoder), device=device, dtype=dtype) if files.autoencoder else None
+        whole = load_gen1(files.model, device=device)
+    autoencoder = load_autoencoder(Path(files.autoencoder), device=device) if files.autoencoder else None
     encoder = load_transformers_clip(files.clip, device=device) if files.clip else None
     depth = load_depth_estimator(Path(files.depth), device=device) if files.depth else None
     if whole is not None:
@@ -81,13 +82,14 @@ def load_networks(files: NetworkFiles, *, device: torch.device) -> Networks:
         "depth": hash_of(Path(files.depth)) if files.depth else hash_of_tensors(own_depth),
         "dtype": files.dtype,
     }
-    return Networks(autoencoder=autoencoder, encoder=encoder, depth=depth, weights=weights)
+    # Hashed before it is rounded: weights are the same in any dtype, and that is a setting of its own.
+    return Networks(autoencoder=autoencoder.to(dtype), encoder=encoder, depth=depth, weights=weights)
 
 
-def load_autoencoder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def load_autoencoder(path: Path, *, device: torch.device) -> Autoencoder:
     """Stable Diffusion's autoencoder, from a file of its own or from a whole checkpoint."""
     tensors, config = autoencoder_from(read_file(path).tensors, path)
-    return load_module(lambda: Autoencoder(config), tensors, device=device, dtype=dtype, path=path)
+    return load_module(lambda: Autoencoder(config), tensors, device=device, dtype=torch.float32, path=path)
 
 
 def require(part: object, kind: type[Part]) -> Part:
@@ -105,14 +107,4 @@ def hash_of_tensors(path: Path) -> str:
     for name, tensor in sorted(read_file(path).tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def hash_of(path: Path) -> str:
-    """A hash of a file, or of all files of a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
     return digest.hexdigest()[:16]

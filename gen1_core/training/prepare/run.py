@@ -63,14 +63,16 @@ def prepare(
     *,
     match: str = "*",
     devices: Sequence[str] = ("cpu",),
+    remove: bool = False,
     run: Runner = in_turn,
     on_step: OnStep = ignore_progress,
 ) -> Summary:
     """Make the shards of ``sources`` in ``out`` (docs/data.md says what is in them); call again to go on.
 
     There is a worker for each of ``devices``. What cannot be used is listed in ``errors.jsonl`` with the reason.
-    Raises ValueError for sources that are not there, for a folder that was prepared in another way, where the disk is
-    full, and where not a single sample could be made.
+    Finished samples of other sources are only removed where ``remove`` says so.
+    Raises ValueError for sources that are not there, for a folder that was prepared in another way or would lose
+    finished samples, where the disk is full, and where not a single sample could be made.
     """
     found = expand(sources, match=match)
     require_webdataset()
@@ -86,6 +88,9 @@ def prepare(
         write_lines(out / "errors.jsonl", errors)
         reason = errors[0]["reason"] if errors else "nothing was found"
         raise ValueError(f"none of {len(found)} sources can be prepared; the first one: {reason}")
+    names = [source.name if isinstance(source, World) else source.as_posix() for source in found]
+    count = -(-len(units) // config.shard)
+    clean(out, count, names, remove=remove)
     return make_shards(units, errors, out, config, weights, setups, run=run, on_step=on_step)
 
 
@@ -167,7 +172,6 @@ def make_shards(
     jobs: list[Plain] = []
     indices: dict[int, Plain] = {}
     count = -(-len(units) // config.shard)
-    clean(out, count)
     for number in range(count):
         part = [asdict(unit) for unit in units[number * config.shard : (number + 1) * config.shard]]
         told = identity(asdict(config), weights, number, part)
@@ -266,7 +270,8 @@ def write_shard(
             frames += scene.rgb.shape[0] * scene.rgb.shape[1]
         writer.close()
     with clock.part("write"):
-        finish_index(path, writer.samples, errors, identity)
+        sources = sorted({unit.source for unit in units})
+        finish_index(path, writer.samples, errors, identity=identity, sources=sources)
     return {"frames": frames, "seconds": clock.seconds}
 
 

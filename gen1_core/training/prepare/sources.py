@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ...video.geometry import working_size
 from ...video.read import open_video
 from .cuts import CutConfig, find_scenes
+from .files import hash_of
 
 Kind = Literal["video", "image", "world"]
 Levels = Literal["one", "all"]
@@ -72,7 +73,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One sample to be: which frames of what, and how large it gets. ``bytes`` notices a file that was replaced.
+    """One sample to be: which frames of what, and how large it gets. ``hash`` notices a file that was replaced.
 
     Of the procedural world ``source`` is ``world:SEED`` and ``first`` the number of the clip.
     """
@@ -84,7 +85,7 @@ class Unit:
     stride: int
     height: int
     width: int
-    bytes: int = 0
+    hash: str = ""
     captions: tuple[str, ...] = ()
 
 
@@ -94,6 +95,11 @@ class World:
 
     clips: int
     seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """The source that its samples name."""
+        return f"world:{self.seed}"
 
 
 def expand(sources: Sequence[str], *, match: str = "*") -> list[Path | World]:
@@ -145,6 +151,7 @@ def scan(path: Path, cuts: CutConfig) -> dict[str, Any]:
     """
     found = stamp(path, cuts)
     try:
+        found["hash"] = hash_of(path)
         video = open_video(path, max_size=SCAN_PX, chunk=32)
         size = {"width": video.source.width, "height": video.source.height}
         return {**found, **size, "scenes": find_scenes(video, cuts)}
@@ -173,7 +180,7 @@ def units_of(found: dict[str, Any], config: PrepareConfig) -> list[Unit]:
     captions = captions_of(Path(found["path"]))
     about: dict[str, Any] = {
         "source": found["path"],
-        "bytes": found["bytes"],
+        "hash": found["hash"],
         "captions": captions,
         "height": height,
         "width": width,
@@ -195,7 +202,7 @@ def captions_of(path: Path) -> tuple[str, ...]:
 def units_of_world(world: World, config: PrepareConfig) -> list[Unit]:
     """One unit for each clip; all are square."""
     about: dict[str, Any] = {"frames": config.frames, "stride": 1, "height": config.size, "width": config.size}
-    return [Unit(kind="world", source=f"world:{world.seed}", first=number, **about) for number in range(world.clips)]
+    return [Unit(kind="world", source=world.name, first=number, **about) for number in range(world.clips)]
 
 
 def snap(width: int, height: int, config: PrepareConfig) -> tuple[int, int]:
