@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..conditioning import network
-from ..diffusion.loss import diffusion_loss
-from ..diffusion.prediction import Network
 from ..gen1 import Diffusion
 from ..models.unet import SpaceTimeUNet
-from .draws import WHOLE, Share, draw_seeds, normal_rows
+from .draws import WHOLE, Share
 from .loop import Losses, Task, generator_at
 from .lora import LoraConfig, adapters_for, attach, holding
 from .sources import LatentSource
 from .stages import Fit, Stage
-from .unet import BLOCKS, Batch, read_batch
+from .unet import BLOCKS, Batch, batch_loss
 
 Method = Literal["lora", "full"]
 
@@ -186,24 +184,6 @@ def draw(
     picks = source.draw(step, count=count, frames=frames, generator=generator)
     dropped = torch.rand(count, generator=generator) < plan.content_dropout
     return Batch(source=source, picks=picks, dropped=dropped, image=frames == 1, stage=plan.stage)
-
-
-def batch_loss(
-    call: Network, batch: Batch, diffusion: Diffusion, generator: torch.Generator, share: Share, device: torch.device
-) -> Tensor:
-    """The objective on a share of a batch, at noise levels and with noise from the generator."""
-    clean, condition = read_batch(batch, share, device)
-    timestep = torch.randint(0, diffusion.schedule.timesteps, (len(batch.dropped),), generator=generator)
-    seeds = draw_seeds(len(batch.dropped), generator)
-    return diffusion_loss(
-        call,
-        clean,
-        condition,
-        schedule=diffusion.schedule,
-        prediction=diffusion.prediction,
-        timestep=share.of(timestep).to(device),
-        noise=normal_rows(share.of(seeds), tuple(clean.shape[1:]), device),
-    ).mean()
 
 
 @torch.no_grad()

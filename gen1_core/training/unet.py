@@ -14,6 +14,7 @@ from torch import Tensor
 from ..conditioning import network
 from ..diffusion.condition import Condition
 from ..diffusion.loss import diffusion_loss
+from ..diffusion.prediction import Network
 from ..gen1 import Diffusion
 from ..models.attention import SpatialTransformer
 from ..models.layers import ResBlock
@@ -80,19 +81,8 @@ def unet_task(
 
     def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
         batch = draw_batch(sources, plan, step, generator, frames=config.frames)
-        clean, condition = read_batch(batch, share, device)
-        timestep = torch.randint(0, diffusion.schedule.timesteps, (len(batch.dropped),), generator=generator)
-        seeds = draw_seeds(len(batch.dropped), generator)
-        loss = diffusion_loss(
-            call,
-            clean,
-            condition,
-            schedule=diffusion.schedule,
-            prediction=diffusion.prediction,
-            timestep=share.of(timestep).to(device),
-            noise=normal_rows(share.of(seeds), tuple(clean.shape[1:]), device),
-        ).mean()
-        return {"loss": loss, ("image_loss" if condition.image else "video_loss"): loss}
+        loss = batch_loss(call, batch, diffusion, generator, share, device)
+        return {"loss": loss, ("image_loss" if batch.image else "video_loss"): loss}
 
     def rate(step: int) -> float:
         stage, within = stage_at(plan.stages, step)
@@ -164,6 +154,24 @@ def read_batch(batch: Batch, share: Share, device: torch.device) -> tuple[Latent
         image=batch.image,
     )
     return clips.rgb, condition
+
+
+def batch_loss(
+    call: Network, batch: Batch, diffusion: Diffusion, generator: torch.Generator, share: Share, device: torch.device
+) -> Tensor:
+    """The objective on a share of a batch, at noise levels and with noise from the generator."""
+    clean, condition = read_batch(batch, share, device)
+    timestep = torch.randint(0, diffusion.schedule.timesteps, (len(batch.dropped),), generator=generator)
+    seeds = draw_seeds(len(batch.dropped), generator)
+    return diffusion_loss(
+        call,
+        clean,
+        condition,
+        schedule=diffusion.schedule,
+        prediction=diffusion.prediction,
+        timestep=share.of(timestep).to(device),
+        noise=normal_rows(share.of(seeds), tuple(clean.shape[1:]), device),
+    ).mean()
 
 
 def with_level(encoded: Float[Tensor, "b c f h w"], level: Int[Tensor, " b"]) -> Float[Tensor, "b c2 f h w"]:

@@ -149,6 +149,8 @@ MORE = {
     "wide": node("ImageScale", image=["video", 1], upscale_method="bilinear", width=128, height=32, crop="disabled"),
     "two masks": node("ImageToMask", image=["two", 0], channel="red"),
     "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+    "square": node("EmptyImage", width=64, height=64, batch_size=2, color=0),
+    "other": node("Gen1_Encode", image=["square", 0], vae=["model", 1], model=["model", 0]),
     "eight": node("Gen1_ScheduleContent", a=["words", 0], b=["words", 0], first_frame=0, last_frame=7, frames=8),
 }
 
@@ -190,10 +192,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
             model=["model", 0],
             structure=["depth", 0],
             content=["words", 0],
-            source=["empty", 0],
+            source=["other", 0],
             **SAMPLE,
         ),
-        "is not [frames, 8, height, width]; make it with Gen-1 Encode",
+        "make both from the same frames",
     ),
     "latents of another clip in KSampler": (
         node(
@@ -207,6 +209,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "Condition",
     ),
     "latents of another clip to decode": (
+        node("Gen1_Decode", latent=["other", 0], vae=["model", 1], image=["video", 1]),
+        "connect to image the frames that the latents were made for",
+    ),
+    "latents of another kind of model to decode": (
         node("Gen1_Decode", latent=["empty", 0], vae=["model", 1], image=["video", 1]),
         "is not [frames, 8, height, width]; make it with Gen-1 Encode",
     ),

@@ -1,6 +1,8 @@
 """The adapter: ComfyUI's values into the library's and back, its folders, its progress, its memory management."""
 
+import shutil
 import wave
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -223,9 +225,17 @@ def test_a_missing_model_is_named_with_its_folder(host: Any, pack: Any) -> None:
         assert folder in str(error.value)
 
 
-def test_models_of_five_files_are_listed(host: Any, pack: Any, root: Path) -> None:
+@pytest.fixture
+def models(pack: Any) -> Iterator[Path]:
+    """The folder of whole models; empty again afterwards, since other tests list it too."""
+    folder = pack.base / "models" / "gen1"
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_models_of_five_files_are_listed(host: Any, models: Path, root: Path) -> None:
     host.register_folders()
-    tiny, folder = root / "gen1_core" / "assets" / "tiny", pack.base / "models" / "gen1"
+    tiny, folder = root / "gen1_core" / "assets" / "tiny", models
     (folder / "mine" / "v1").mkdir(parents=True)
     (folder / "half").mkdir()
     for file in tiny.iterdir():
