@@ -14,12 +14,12 @@ import torch
 from .checkpoints.files import dtype_of
 from .checkpoints.search import find
 from .commands.customize import add_customize
+from .commands.eval import add_eval
 from .commands.prepare import add_prepare
 from .commands.train import add_train
 from .demo import run_demo
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
-from .evaluation.command import add_eval
 from .frames import depth_frames, read_depth
 from .gen1 import EditOptions, Gen1
 from .loading import describe_file, inflate_checkpoint, is_depth_map, load_depth_estimator, load_gen1, with_lora

@@ -24,7 +24,7 @@ ORDER = (
     {"gen1"},
     {"structure", "content", "editing", "checkpoints"},
     {"models", "diffusion", "video", "progress"},
-    {"tensors"},
+    {"tensors", "whole"},
 )
 """Imports go from left to right, any number of steps; parts of one set never import each other."""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file as write_safetensors
 from torch import Tensor, nn
 
 from ..models.storage import FP8, convert
+from ..whole import whole
 from .header import container_of, read_header
 from .pickles import read_pickle
 
@@ -71,17 +71,8 @@ def save_file(
         raise ValueError(f"metadata holds {taken}, which save_file writes itself; give them other names.")
     header = {**metadata, "kind": kind, "config": config_to_json(config)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_safetensors(plain, temporary, metadata=header)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} could not be written ({error}), and what was there before is unchanged; "
-            "free some space, or choose a folder that exists and may be written to."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path, also=(SafetensorError,)) as part:
+        write_safetensors(plain, part, metadata=header)
 
 
 def read_file(path: Path) -> Weights:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..tensors import Bytes
 from ..video.sheet import from_picture, to_picture
+from ..whole import whole
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,18 +23,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises ValueError where the disk is full or the folder cannot be written to.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
+    advice = "free some space or name another folder, then give the same command again: finished edits are kept"
+    with whole(path, advice=advice) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise ValueError(
-            f"{path} could not be written ({error.strerror or error}), and what was there before is unchanged; "
-            "free some space or name another folder, then give the same command again: finished edits are kept."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,7 +5,6 @@ has one range (percentiles 1 and 99 over all its frames), because a range per fr
 """
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from ..models.depth import DepthNet
 from ..tensors import Depth, Images
 from ..video.geometry import resize
+from ..whole import whole
 
 RawDepth = Float[Tensor, "n 1 h w"]
 """Inverse depth of each frame up to scale and shift, near larger, at the size of the frames."""
@@ -114,17 +114,8 @@ def save_depth(path: Path, depth: Depth, depth_range: DepthRange) -> None:
     """Scaled depth with the range it was scaled by, as safetensors; whole or not at all."""
     path = Path(path)
     metadata = {"kind": "depth map", **{name: repr(value) for name, value in asdict(depth_range).items()}}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({"depth": depth.detach().cpu().contiguous()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} could not be written ({error}), and what was there before is unchanged; "
-            "free some space, or choose a folder that exists and may be written to."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path, also=(SafetensorError,)) as part:
+        save_file({"depth": depth.detach().cpu().contiguous()}, part, metadata=metadata)
 
 
 def load_depth(path: Path) -> tuple[Depth, DepthRange]:

@@ -32,6 +32,7 @@ from ..models.unet import SpaceTimeUNet
 from ..presets import MODELS
 from ..tensors import Images, OnStep, ignore_progress
 from ..video.geometry import resize
+from ..whole import whole
 from .bank import BankConfig, render_bank, shard_identity
 from .engine import Engine, open_accelerator
 from .halves import CustomPlan, Learner, clip_frames, customize_task, learner_of, measure
@@ -339,13 +340,5 @@ def copy_file(source: Path, target: Path) -> None:
     """
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
-    part = target.with_name(target.name + ".part")
-    try:
+    with whole(target, advice="free some space and give the same command again") as part:
         shutil.copyfile(source, part)
-        part.replace(target)
-    except OSError as error:
-        raise ValueError(
-            f"{target} could not be written ({error}); free some space and give the same command again."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)

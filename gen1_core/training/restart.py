@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..loading import PARTS as WEIGHTS
 from ..models.unet import SpaceTimeUNet
+from ..whole import whole
 
 POSITIONS = ".position.weight"
 """How the names of learned frame positions end."""
@@ -52,14 +53,13 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 def adopt(start: Path, weights: Path, parts: Sequence[str]) -> None:
     """Copies the finished ``parts`` that are in ``start`` and not yet in ``weights``: what is trained needs them.
 
-    Raises ValueError where there is no such folder, or none of a model's parts in it.
+    Raises ValueError where there is no such folder, or none of a model's parts in it, and where the disk is full.
     """
     if not any((start / f"{part}.safetensors").is_file() for part in WEIGHTS):
         raise ValueError(f"{start} is no folder of finished parts; give the `weights` folder of a training.")
     weights.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        source, target = start / f"{part}.safetensors", weights / f"{part}.safetensors"
+    for name in parts:
+        source, target = start / f"{name}.safetensors", weights / f"{name}.safetensors"
         if source.exists() and not target.exists():
-            whole = target.with_name(target.name + ".part")
-            shutil.copyfile(source, whole)
-            whole.replace(target)
+            with whole(target) as part:
+                shutil.copyfile(source, part)

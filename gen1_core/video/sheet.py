@@ -1,7 +1,5 @@
 """Clips side by side, and frames on one sheet: how a result is looked at."""
 
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..tensors import Bytes
+from ..whole import whole
 from .clip import rechunk
 
 LABEL_HEIGHT_PX = 22
@@ -67,14 +66,5 @@ def contact_sheet(rows: Sequence[tuple[str, Bytes]], path: Path) -> None:
         strip = rearrange(frames, "n c h w -> 1 c h (n w)")
         parts += [label_strip(label, strip.shape[-1]), strip]
     picture = to_picture(torch.cat(parts, dim=2)[0])
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(
-            f"{path} could not be written ({error.strerror or error}), and what was there before is unchanged; "
-            "free some space, or choose a folder that exists and may be written to."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part:
+        picture.save(part, format="PNG")

@@ -12,18 +12,18 @@ import torch
 
 from ..content.clip import load_transformers_clip
 from ..content.describe import PriorDescriber
+from ..evaluation.benchmark import BenchmarkConfig
+from ..evaluation.methods import Editor, load_unstructured
+from ..evaluation.real import find_jobs, write_real_sheet
+from ..evaluation.report import write_report
+from ..evaluation.run import EvaluationConfig, evaluate
+from ..evaluation.store import fingerprint, read_json
+from ..evaluation.sweeps import SweepConfig
+from ..evaluation.votes import tally
 from ..gen1 import EditOptions, Gen1
 from ..loading import PARTS, load_gen1, read_part
 from ..presets import MODELS
 from ..progress import progress
-from .benchmark import BenchmarkConfig
-from .methods import Editor, load_unstructured
-from .real import find_jobs, write_real_sheet
-from .report import write_report
-from .run import EvaluationConfig, evaluate
-from .store import fingerprint, read_json
-from .sweeps import SweepConfig
-from .votes import tally
 
 logger = logging.getLogger(__name__)
 
