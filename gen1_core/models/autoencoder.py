@@ -273,11 +273,18 @@ class Autoencoder(nn.Module):
         mean = latents.new_tensor(self.config.latent_mean)[:, None, None]
         return latents / self.config.latent_scale + mean
 
-    def forward(self, images: Images, noise: FrameLatents) -> tuple[Images, FrameLatents, FrameLatents]:
-        """Reconstruction from a posterior sample, its mean and log variance: one call of training."""
+    def forward(
+        self, images: Images, noise: FrameLatents, level: Float[Tensor, " n"] | None = None
+    ) -> tuple[Images, FrameLatents, FrameLatents]:
+        """Reconstruction from a posterior sample, its mean and log variance: one call of training.
+
+        ``level`` is how much of the noise is added to the sample once more, in latents of unit variance.
+        """
         mean, logvar = self.moments(images)
-        sample = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
-        return self.decode(self.normalised(sample)), mean, logvar
+        latents = self.normalised(mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise)
+        if level is not None:
+            latents = latents + level[:, None, None, None] * noise
+        return self.decode(latents), mean, logvar
 
 
 @runtime_checkable

@@ -34,7 +34,8 @@ class UNetConfig:
     AnimateDiff's motion modules, of so many frames as they say. ``class_embedding_width`` is that of the image
     embedding that joins the time embedding (unCLIP; 0: none), ``picture_adapters`` the number of IP-Adapters. With
     ``content_embedding`` the mean of the content's tokens joins it too, which brings the content to every residual
-    block: cross-attention on one token only adds a constant, and only where there is attention.
+    block: cross-attention on one token only adds a constant, and only where there is attention. With ``scale_shift``
+    that embedding scales what it otherwise only shifts (diffusers' ``resnet_time_scale_shift``).
     """
 
     in_channels: int = 12
@@ -52,6 +53,7 @@ class UNetConfig:
     motion: MotionConfig | None = None
     picture_adapters: int = 0
     content_embedding: bool = False
+    scale_shift: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -195,6 +197,7 @@ def _resnets(widths_in: Sequence[int], width: int, config: UNetConfig, *, ops: O
             embedding_width=4 * config.block_out_channels[0],
             groups=config.norm_num_groups,
             temporal=config.temporal,
+            scale_shift=config.scale_shift,
             ops=ops,
         )
         for width_in in widths_in

@@ -93,13 +93,27 @@ class TemporalConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """The space-time residual block: a temporal convolution after each of the two 2D convolutions."""
+    """The space-time residual block: a temporal convolution after each of the two 2D convolutions.
 
-    def __init__(self, width_in: int, width: int, *, embedding_width: int, groups: int, temporal: bool, ops: Ops = nn):
+    The embedding shifts the maps before the second norm; with ``scale_shift`` it scales and shifts them after it
+    (diffusers' ``resnet_time_scale_shift="scale_shift"``; adaptive group norm of Dhariwal and Nichol, 2021).
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        *,
+        embedding_width: int,
+        groups: int,
+        temporal: bool,
+        scale_shift: bool = False,
+        ops: Ops = nn,
+    ):
         super().__init__()
         self.norm1 = ops.GroupNorm(groups, width_in, eps=1e-5)
         self.conv1 = ops.Conv2d(width_in, width, 3, padding=1)
-        self.time_emb_proj = ops.Linear(embedding_width, width)
+        self.time_emb_proj = ops.Linear(embedding_width, 2 * width if scale_shift else width)
         self.norm2 = ops.GroupNorm(groups, width, eps=1e-5)
         self.conv2 = ops.Conv2d(width, width, 3, padding=1)
         if width_in != width:
@@ -109,6 +123,7 @@ class ResBlock(nn.Module):
             self.temporal_conv2 = TemporalConv(width, ops=ops)
         self.has_shortcut = width_in != width
         self.temporal = temporal
+        self.scale_shift = scale_shift
 
     def forward(
         self, x: Float[Tensor, "n c h w"], embedding: Float[Tensor, "b e"], frames: int
@@ -118,9 +133,14 @@ class ResBlock(nn.Module):
         hidden = self.conv1(functional.silu(self.norm1(x)))
         if video:
             hidden = self.temporal_conv1(hidden, frames)
-        shift = self.time_emb_proj(functional.silu(embedding))
-        hidden = hidden + repeat(shift, "b c -> (b f) c 1 1", f=x.shape[0] // shift.shape[0])
-        hidden = self.conv2(functional.silu(self.norm2(hidden)))
+        told = self.time_emb_proj(functional.silu(embedding))
+        told = repeat(told, "b c -> (b f) c 1 1", f=x.shape[0] // told.shape[0])
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            hidden = self.norm2(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm2(hidden + told)
+        hidden = self.conv2(functional.silu(hidden))
         if video:
             hidden = self.temporal_conv2(hidden, frames)
         return (self.conv_shortcut(x) if self.has_shortcut else x) + hidden

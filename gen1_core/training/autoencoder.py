@@ -26,6 +26,9 @@ class AutoencoderPlan:
     Small networks learn shape first and colour late; the cure is to anchor the first three latent channels to the
     picture averaged over 8x8 pixels. The anchor's weight falls over the run. The last ``full_share`` of the steps
     shows whole frames, since group norms see other statistics there.
+
+    ``latent_noise`` is for the decoder alone: noise of a level from 0 to this is added to each latent, so that it
+    learns to smooth over what a diffusion model leaves there (noise-augmented decoding, Zheng et al., 2510.11690).
     """
 
     fit: Fit
@@ -38,6 +41,7 @@ class AutoencoderPlan:
     final_anchor_weight: float = 0.1
     anchor_gain: float = 2.0
     kl_weight: float = 2e-4
+    latent_noise: float = 0.0
 
 
 def autoencoder_task(
@@ -55,7 +59,7 @@ def autoencoder_task(
     model = seeded(lambda: Autoencoder(raw), seed).to(device)
 
     def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
-        images, noise = draw_batch(bank, plan, config, step, generator, share, device)
+        images, noise, _ = draw_batch(bank, plan, config, step, generator, share, device)
         return reconstruction_losses(model, images, noise, plan, progress=step / plan.fit.steps)
 
     return Task(
@@ -79,8 +83,8 @@ def decoder_task(
         model.post_quant_conv.requires_grad_(True)
 
     def losses(step: int, generator: torch.Generator, share: Share = WHOLE) -> Losses:
-        images, noise = draw_batch(bank, plan, model.config, step, generator, share, device)
-        output, _, _ = model(images, noise)
+        images, noise, level = draw_batch(bank, plan, model.config, step, generator, share, device)
+        output, _, _ = model(images, noise, level)
         return decoded_losses(output, images, model.config.factor, plan)
 
     return Task(
@@ -102,13 +106,14 @@ def draw_batch(
     generator: torch.Generator,
     share: Share,
     device: torch.device,
-) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n c h8 w8"]]:
-    """A share of a step's pictures, and the noise of their latents."""
+) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n c h8 w8"], Float[Tensor, " n"]]:
+    """A share of a step's pictures, the noise of their latents, and how much of it a decoder gets (latent_noise)."""
     images = draw_images(bank, plan, step, generator)
     seeds = draw_seeds(len(images), generator)
     side = images.shape[-1] // config.factor
+    level = share.of(plan.latent_noise * torch.rand(len(images), generator=generator))
     noise = normal_rows(share.of(seeds), (config.latent_channels, side, side), device)
-    return share.of(images).to(device), noise
+    return share.of(images).to(device), noise, level.to(device)
 
 
 def draw_images(bank: Bank, plan: AutoencoderPlan, step: int, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:

@@ -109,6 +109,8 @@ def test_training_pass_samples_the_posterior(pair: tuple[Autoencoder, Autoencode
     torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.cat([mean, logvar], dim=1), posterior.parameters, rtol=1e-4, atol=1e-4)
     assert distance(ours(images, -noise)[0], decoded) > 0.01
+    latents = ours.normalised(mean + torch.exp(0.5 * logvar) * noise) + 0.3 * noise
+    torch.testing.assert_close(ours(images, noise, torch.full((1,), 0.3))[0], ours.decode(latents))
 
 
 @torch.no_grad()

@@ -303,6 +303,17 @@ def test_content_of_each_frame(image: bool) -> None:
 
 
 @torch.no_grad()
+def test_scale_and_shift_equal_diffusers() -> None:
+    config = replace(MIXED, scale_shift=True)
+    theirs = randomise(reference(config, resnet_time_scale_shift="scale_shift"))
+    ours = SpaceTimeUNet(config).eval()
+    ours.load_state_dict({**ours.state_dict(), **theirs.state_dict()})
+    x, timestep, content = inputs(config, frames=3, tokens=2)
+    assert distance(ours(x, timestep, content, image=True), run_diffusers(theirs, x, timestep, content)) <= 1e-5
+    torch.testing.assert_close(ours(x, timestep, content), ours(x, timestep, content, image=True), rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_content_embedding_equals_diffusers_projected_class() -> None:
     config = replace(MIXED, content_embedding=True)
     theirs = reference(config, class_embed_type="projection", projection_class_embeddings_input_dim=24)

@@ -1,6 +1,7 @@
 """The autoencoder of linear patches: principal components against a singular value decomposition."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from gen1_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_core.training.autoencoder import AutoencoderPlan, decoder_task, draw_batch
 from gen1_core.training.bank import Bank
+from gen1_core.training.draws import WHOLE
+from gen1_core.training.loop import generator_at
 from gen1_core.training.patches import DEPTH_SHARE, draw_patches, principal_autoencoder
+from gen1_core.training.stages import Fit, Rate
 
+CPU = torch.device("cpu")
 CONFIG = AutoencoderConfig(
     block_out_channels=(8, 8, 8),
     layers_per_block=1,
@@ -86,6 +92,23 @@ def test_the_decoder_learns_and_the_latents_stay() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0] and torch.equal(model.encode(pictures), before)
+
+
+@torch.no_grad()
+def test_a_decoder_is_shown_latents_with_noise(tmp_path: Path) -> None:
+    model, _ = model_and_patches()
+    fit = Fit(steps=10, batch=8, rate=Rate(peak=1e-3))
+    losses = {}
+    for most in (0.0, 0.5):
+        plan = AutoencoderPlan(fit=fit, crop=16, full_share=0.0, latent_noise=most)
+        images, noise, level = draw_batch(bank(), plan, CONFIG, 3, generator_at(0, "d", 3), WHOLE, CPU)
+        assert level.shape == (8,) and 0 <= level.min() and level.max() <= most
+        assert len(level.unique()) == (8 if most else 1)
+        output = model.decode(model.encode(images) + level[:, None, None, None] * noise)
+        task = decoder_task(model, plan, bank(), bank(), folder=tmp_path, device=CPU)
+        losses[most] = float(task.losses(3, generator_at(0, "d", 3))["l1"])
+        assert losses[most] == pytest.approx(float(functional.l1_loss(output, images)))
+    assert losses[0.5] > losses[0.0]
 
 
 def test_files_of_another_encoder_do_not_fit() -> None:
