@@ -53,13 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.command(options)
     except torch.cuda.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
-        return refuse(f"the device has too little memory ({reason}); use --dtype bfloat16, or a lower --window.")
+        return refuse(f"the device has too little memory ({reason}); {less_memory(options)}.")
     except (ValueError, OSError) as error:
         return refuse(str(error))
     except KeyboardInterrupt:
         print("gen1: cancelled; files that were there before are unchanged", file=sys.stderr)
         return 130
     return 0
+
+
+def less_memory(options: argparse.Namespace) -> str:
+    """What a command offers that needs less memory."""
+    offers = {
+        "window": "use --dtype bfloat16, or a lower --window",
+        "checkpointing": "use --checkpointing, a higher --accumulate, or a smaller --batch",
+        "clips": "use a smaller --size, or fewer --frames",
+    }
+    return next((offer for name, offer in offers.items() if hasattr(options, name)), "use a smaller --size")
 
 
 def refuse(message: str) -> int:

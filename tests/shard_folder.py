@@ -11,7 +11,7 @@ from gen1_core.training.shards import FORMAT, shard_path
 SIZES = [(9, 32, 48)] * 4 + [(9, 32, 32)] * 4 + [(1, 32, 48)] * 2
 
 
-def write_folder(folder: Path, *, width: int = 16, first: int = 0) -> Path:
+def write_folder(folder: Path, *, width: int = 16, channels: int = 4, first: int = 0) -> Path:
     """Ten samples of two looks, whose values say number (from ``first``), look and frame; two of them are pictures."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "prepare.json", {"format": FORMAT, "config": {}, "weights": {"autoencoder": "one"}})
@@ -24,8 +24,8 @@ def write_folder(folder: Path, *, width: int = 16, first: int = 0) -> Path:
             look = torch.arange(2.0)[:, None]
             value = (100 * number + 10 * look + f)[:, None, :, None, None]
             tensors = {
-                "rgb": value.expand(2, 4, frames, h, w).half().contiguous(),
-                "depth": (value + 0.5).expand(2, 4, frames, h, w).half().contiguous(),
+                "rgb": value.expand(2, channels, frames, h, w).half().contiguous(),
+                "depth": (value + 0.5).expand(2, channels, frames, h, w).half().contiguous(),
                 "images": value[:, 0, :, 0].expand(2, frames, width).half().contiguous(),
                 "texts": torch.zeros(2, 0, width).half(),
             }
@@ -33,5 +33,5 @@ def write_folder(folder: Path, *, width: int = 16, first: int = 0) -> Path:
             about |= {"height": height, "width": wide, "levels": (0, 3), "captions": [[], []], "looks": ["", ""]}
             writer.add(f"{number:08d}", tensors, {**about, "family": ""})
         writer.close()
-    finish_index(path, writer.samples, [], identity="x", sources=["clips"])
+    finish_index(path, writer.samples, [], identity="x")
     return folder

@@ -74,6 +74,10 @@ def eval_command(options: argparse.Namespace, device_of: Callable[[str], torch.d
     if options.votes:
         count_votes(options.out, options.votes)
         return
+    if options.prompts and not options.real:
+        raise ValueError("--prompts are for --real, and the benchmark has its own; leave them out, or name clips.")
+    if options.size and options.real:
+        raise ValueError(f"--size {options.size} is for the benchmark; clips of --real are edited at the model's own.")
     jobs = find_jobs(options.real, options.prompts) if options.real else []
     gen1 = load_gen1(options.weights, device=device_of(options.device))
     frames = options.frames or min(LONGEST, gen1.unet.config.longest)

@@ -11,6 +11,7 @@ import torch
 from ..distributed.cluster import ray_cluster
 from ..distributed.processes import run_processes
 from ..progress import progress
+from ..recipes.tiny import device_from
 from ..training.prepare.cuts import CutConfig
 from ..training.prepare.networks import DTYPES, NetworkFiles
 from ..training.prepare.run import Runner, Summary, prepare
@@ -81,7 +82,14 @@ def prepare_command(options: argparse.Namespace) -> None:
     files = NetworkFiles(
         model=options.weights, autoencoder=options.vae, clip=options.clip, depth=options.depth, dtype=options.dtype
     )
-    names = [name for name in options.device.split(",") if name]
+    names = options.device.split(",")
+    # What a cluster's machines have is not known here.
+    names = [str(device_from(name)) for name in names] if options.ray is None else names
+    if len(names) > options.workers:
+        raise ValueError(
+            f"--device {options.device} names {len(names)} devices for {options.workers} workers; give --workers "
+            f"{len(names)}."
+        )
     torch.set_num_threads(options.threads)
     with progress() as on_step, runner(options.ray, options.workers) as run:
         summary = prepare(

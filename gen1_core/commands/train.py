@@ -15,8 +15,14 @@ def add_train(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=train_command)
 
 
+DEFAULTS = {"dry_run": False, "held_out": [], "processes": 64, "shards": ":", "data_share": 0.5}
+"""Options of one preset alone, as they are where nobody gives them."""
+
+
 def train_command(options: argparse.Namespace) -> None:
     """``gen1 train``."""
-    if options.dry_run and options.preset != "sd15":
-        raise ValueError(f"--dry-run plans the preset sd15, not {options.preset}; add --preset sd15.")
+    others = {"tiny": ("dry_run", "held_out", "processes"), "sd15": ("shards", "data_share")}[options.preset]
+    for name in others:
+        if getattr(options, name) != DEFAULTS[name]:
+            raise ValueError(f"--{name.replace('_', '-')} says nothing to the preset {options.preset}; leave it out.")
     PRESETS[options.preset](options)

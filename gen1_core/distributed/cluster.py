@@ -96,7 +96,7 @@ def _ray() -> Any:
     except ImportError as error:
         raise ValueError(
             f"--ray needs the package ray, which cannot be imported ({error}); install it with "
-            "`pip install 'gen1-video[distributed]'`, or use --workers, which needs nothing."
+            "`pip install -e '.[distributed]'`, or use --workers, which needs nothing."
         ) from error
     return ray
 

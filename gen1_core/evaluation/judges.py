@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from jaxtyping import Float
@@ -58,7 +58,8 @@ def clip_distance(encoder: ContentEncoder, images: Images, truth: Images) -> flo
         return float("nan")
     visual = encoder.clip.visual
     depth = len(visual.transformer.resblocks)
-    pixels = [preprocess(part, encoder.clip.config.image_size) for part in (images, truth)]
+    device = visual.conv1.weight.device
+    pixels = [preprocess(part.to(device), encoder.clip.config.image_size) for part in (images, truth)]
     states = [[visual.hidden(part, skip=skip)[:, 1:].mT[..., None] for skip in range(depth)] for part in pixels]
     return feature_distance(*states)
 
@@ -88,11 +89,11 @@ def look_of(judges: Judges, images: Images, target: str) -> tuple[float, float, 
 
 
 def measure(judges: Judges, case: Case, clips: Clips, edited: Bytes) -> dict[str, float]:
-    """Every figure of one edited clip."""
+    """Every figure of one edited clip that is defined for it."""
     images, truth, source = (to_float(frames) for frames in (edited, clips.truth, clips.source))
     right, chance, clip = look_of(judges, images, case.target)
     error, flat = depth_fidelity(judges.depth, images, clips.depth)
-    return {
+    figures = {
         **clip_scores(judges.encoder, images, case.prompt),
         "psnr": psnr(images, truth),
         "ssim": ssim(images, truth),
@@ -108,6 +109,7 @@ def measure(judges: Judges, case: Case, clips: Clips, edited: Bytes) -> dict[str
         "sharpness": sharpness(images) / max(sharpness(source), 1e-6),
         "motion": motion(images) / max(motion(source), 1e-6),
     }
+    return {name: figure for name, figure in figures.items() if isfinite(figure)}
 
 
 def nearer(ours: float, theirs: float, *, margin: float = TIE) -> float:

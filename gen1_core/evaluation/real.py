@@ -133,11 +133,14 @@ def write_real_sheet(
     Of each clip its first frame, the depth that the model sees, and the edit at the first, the middle and the last
     frame. All are read before the first is edited.
     """
+    if frames < 2:
+        raise ValueError(f"--frames {frames} shows nothing move; give at least 2.")
     clips = [read_frames(job.path, frames) for job in jobs]
+    names = file_names([job.path for job in jobs])
     cells: list[Bytes] = []
-    for done, (job, source) in enumerate(zip(jobs, clips, strict=True), 1):
+    for done, (job, name, source) in enumerate(zip(jobs, names, clips, strict=True), 1):
         depth, edited = edit_clip(gen1, source, job.prompt, options or gen1.defaults)
-        path = folder / "real" / f"{job.path.stem}.mp4"
+        path = folder / "real" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         streams = [MemoryClip(part) for part in (source, depth, edited)]
         write_video(path, beside(streams, ["source", "depth", job.prompt], columns=3), frame_rate=Fraction(8))
@@ -146,6 +149,15 @@ def write_real_sheet(
     picture = to_picture(sheet_of(cells))
     write_whole(folder / "real.png", lambda part: picture.save(part, format="PNG", optimize=True))
     return folder / "real.png"
+
+
+def file_names(paths: Sequence[Path]) -> list[str]:
+    """A name for the player of each clip; clips of one name in several folders are numbered."""
+    stems = [path.stem for path in paths]
+    return [
+        f"{stem}.mp4" if stems.count(stem) == 1 else f"{stem}-{stems[:at].count(stem) + 1}.mp4"
+        for at, stem in enumerate(stems)
+    ]
 
 
 def edit_clip(gen1: Gen1, source: Bytes, prompt: str, options: EditOptions) -> tuple[Bytes, Bytes]:

@@ -22,7 +22,7 @@ VALIDATION = "validation"
 TUNED_ON = 4
 """Frames of a clip that settings are tried on, where a method sees each of them alone: the others tell little more."""
 
-FIGURES_VERSION = 2
+FIGURES_VERSION = 3
 """Goes up with every change of what is measured, so that finished edits are measured anew."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from .judges import better, nearer, win_rate
@@ -53,7 +53,7 @@ def method_table(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str,
     """Mean and standard error of every figure of every method; figures that are not defined are left out."""
     table: dict[str, dict[str, list[float]]] = {}
     for name, rows in records.items():
-        columns = {figure: [row["figures"][figure] for row in rows] for figure in FIGURES}
+        columns = {figure: [row["figures"].get(figure, nan) for row in rows] for figure in FIGURES}
         table[name] = {figure: mean_error(values) for figure, values in columns.items() if all(map(isfinite, values))}
     return table
 

@@ -125,7 +125,7 @@ def run_from(options: argparse.Namespace) -> None:
             options.start,
             options.data,
             options.held_out,
-            options.folder,
+            options.folder or Path("runs/sd15"),
             minutes=options.minutes,
             device=device,
             engine=engine,
@@ -256,8 +256,14 @@ def start_identity(file: Weights) -> str:
 
 
 def check_content(source: ShardSource, config: UNetConfig, start: Path) -> None:
-    """Refuses data whose embeddings the cross-attention cannot read, and clips that are too short."""
-    width = source.shards[True].read(0).images.shape[-1]
+    """Refuses data whose latents or embeddings the network cannot read, and clips that are too short."""
+    sample = source.shards[True].read(0)
+    channels, width = sample.rgb.shape[1], sample.images.shape[-1]
+    if channels != config.out_channels:
+        raise ValueError(
+            f"the shards have latents of {channels} channels, and {start} draws {config.out_channels}; prepare the "
+            "data with the autoencoder of those weights (gen1 prepare --vae)."
+        )
     if width != config.cross_attention_dim:
         raise ValueError(
             f"the shards have embeddings of width {width}, and {start} reads {config.cross_attention_dim}; prepare the "

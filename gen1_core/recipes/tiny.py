@@ -195,6 +195,11 @@ def run_from(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name} {value} is for one part, but all has several; name a part or leave --{name} out."
             )
+        if value and options.part == "autoencoder" and recipe.autoencoder.patch_encoder:
+            raise ValueError(
+                f"--{name} {value} is for a part that is trained, and this autoencoder is computed; its decoder is "
+                "trained by the part decoder."
+            )
         if value:
             recipe = change(recipe, options.part, value)
     if not 0 <= options.data_share <= 1:
@@ -203,7 +208,7 @@ def run_from(options: argparse.Namespace) -> None:
     device, engine = hardware_from(options)
     with progress(every_s=5.0) as on_step:
         work = Work(
-            folder=options.folder,
+            folder=options.folder or Path("runs/tiny"),
             shards=shards,
             minutes=options.minutes,
             device=device,
@@ -235,6 +240,7 @@ def hardware_from(options: argparse.Namespace) -> tuple[torch.device, Engine]:
         channels_last=device.type != "cpu",
         shard=options.fsdp,
         compile=options.compile,
+        rate_scale=options.rate_scale,
     )
     return device, engine
 
@@ -244,9 +250,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "part", nargs="?", default="all", choices=[*PARTS, "all"], help="what to make; parts resume where they stopped"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/tiny"), help="where everything is kept")
+    parser.add_argument("--folder", type=Path, help="where everything is kept; left out: runs/ and the preset's name")
     parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop a part cleanly after this time; the same command goes on"
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop each part that is trained after this time; the same command goes on",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--steps", type=int, default=0, help="train this part for another number of steps")
@@ -272,6 +281,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="config: as accelerate's configuration says; auto: bf16, but on the CPU as config",
     )
+    parser.add_argument("--rate-scale", type=float, default=1.0, metavar="FACTOR", help="times the learning rate")
     parser.add_argument("--accumulate", type=int, default=1, help="parts that each process computes its share in")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, a third more computing")
     parser.add_argument("--fsdp", action="store_true", help="divide weights and optimiser among processes (FSDP2)")

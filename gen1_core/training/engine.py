@@ -5,6 +5,7 @@ likes (twice, or by another method than ``forward``), and gradients still meet.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +26,13 @@ Blocks = tuple[type[nn.Module], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How steps are computed: what is trained is the same but for rounding, so it may change from call to call.
+    """How steps are computed; it may change from call to call, and all but ``rate_scale`` learn the same to rounding.
 
     ``precision`` is that of autocast ("config": what accelerate's configuration says); ``accumulate`` the number of
     parts that a process computes its share of a batch in; ``checkpointing`` keeps only the inputs of the task's blocks
     and computes the rest twice; ``shard`` divides weights, gradients and optimiser among the processes (FSDP2), also
-    where accelerate's configuration does not say so; ``compile`` is a mode of ``torch.compile``.
+    where accelerate's configuration does not say so; ``compile`` is a mode of ``torch.compile``;
+    ``rate_scale`` multiplies every learning rate, to go on where a loss was not finite.
     """
 
     precision: Precision = "config"
@@ -39,8 +41,11 @@ class Engine:
     channels_last: bool = False
     shard: bool = False
     compile: Compile = "no"
+    rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.rate_scale < math.inf:
+            raise ValueError(f"rate_scale={self.rate_scale} is no factor of a learning rate; give one above 0.")
         if self.accumulate < 1:
             raise ValueError(f"accumulate={self.accumulate} parts of a batch are none; give 1 or more.")
 
@@ -60,19 +65,33 @@ class Measured(nn.Module):
 def open_accelerator(engine: Engine, device: torch.device) -> Any:
     """Accelerate's view of the processes that were started; on a GPU it also sets this process's own.
 
-    Raises ValueError where it is not installed.
+    Raises ValueError where it is not installed, for the number of a GPU, which accelerate chooses, and for float16.
     """
+    if device.index:
+        raise ValueError(
+            f"the device {device} has a number, and every process takes its own from accelerate; give {device.type}, "
+            "and let the environment show this process no other device (docs/training.md)."
+        )
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise ValueError(
-            "training runs on accelerate, and it is not installed; install the extra: pip install 'gen1-video[train]'."
+            "training runs on accelerate, and it is not installed; install the extra: pip install -e '.[train]'."
         ) from error
     # Image batches leave the temporal layers without gradients.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(
-        cpu=device.type == "cpu", gradient_accumulation_steps=engine.accumulate, kwargs_handlers=[unused]
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=None if engine.precision == "config" else "no",
+        gradient_accumulation_steps=engine.accumulate,
+        kwargs_handlers=[unused],
     )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"accelerate's configuration asks for {accelerator.mixed_precision}, and training knows bf16 and no; "
+            "change mixed_precision there (accelerate config), or give --precision bf16."
+        )
+    return accelerator
 
 
 def rearranged(model: nn.Module, engine: Engine, blocks: Blocks) -> None:

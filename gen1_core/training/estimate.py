@@ -116,6 +116,10 @@ def plan_lines(
     Raises ValueError where a batch cannot be shared evenly.
     """
     shares = processes * accumulate
+    if min(processes, accumulate) < 1:
+        raise ValueError(
+            f"--processes {processes} --accumulate {accumulate} leaves nobody to work; give 1 or more of each."
+        )
     sizes = {max(1, stage.batch // config.frames) for stage in stages if stage.image_fraction < 1}
     if uneven := [size for size in sorted(sizes) if size % shares]:
         raise ValueError(

@@ -18,7 +18,7 @@ class Journal:
         except ImportError as error:
             raise ValueError(
                 "training writes its curves for TensorBoard, and it is not installed; install the extra: "
-                "pip install 'gen1-video[train]'."
+                "pip install -e '.[train]'."
             ) from error
         self.path = folder / "log.jsonl"
         rewind_records(self.path, step)

@@ -139,13 +139,18 @@ def run(recipe: Recipe, parts: Sequence[Part], work: Work) -> None:
     """The parts in their order; each goes on where it stopped.
 
     A part stopped by the clock still exports, but the chain ends there: what later parts are made from would change.
-    Raises ValueError, before any work, where accelerate is not installed or there is nothing to start from.
+    Raises ValueError, before any work, where accelerate is not installed, there is nothing to start from, or prepared
+    data is missing or of no use.
     """
     if work.start and work.start.resolve() == work.weights.resolve():
         raise ValueError(
             f"{work.start} is where this training writes its own weights, so its start would be lost; give another "
             "--folder, or leave --from out to go on with the run that is there."
         )
+    if work.data and "unet" not in parts:
+        raise ValueError(f"prepared data is for the U-Net, and {', '.join(parts)} would not see it; leave --data out.")
+    if work.data:
+        open_shards(*work.data)
     with main_first(work):
         if work.start:
             adopt(work.start, work.weights, [name for name in WEIGHTS if name not in made_by(parts)])
@@ -208,10 +213,13 @@ def run_principal(recipe: Recipe, work: Work) -> bool:
     bank, held_out = _banks(recipe, work)
     model = principal_autoencoder(recipe.autoencoder, bank, frames=2048, seed=recipe.seed).to(work.device)
     config = normalised(model, bank, frames=256, seed=recipe.seed)
-    if (work.weights / "autoencoder.safetensors").is_file():
-        there, made = load_autoencoder(work), Autoencoder(config)
+    there = load_autoencoder(work) if (work.weights / "autoencoder.safetensors").is_file() else None
+    # Nobody writes before all have looked: they must come to the same answer.
+    open_accelerator(work.engine, work.device).wait_for_everyone()
+    if there is not None and there.config == config:
+        made = Autoencoder(config)
         made.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
-        if there.config == config and fingerprint(there) == fingerprint(made):
+        if fingerprint(there) == fingerprint(made):
             logger.info("autoencoder: these patches are there already, and their decoder stays as it is")
             return True
     record = reconstruction_evaluation(held_out, _part_folder(work, "autoencoder"))(model, 0)

@@ -114,7 +114,7 @@ class Run:
 
     def advance(self) -> float:
         """One step of the optimiser and of the average; returns the learning rate it used."""
-        rate = self.task.rate(self.step)
+        rate = self.engine.rate_scale * self.task.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -197,7 +197,7 @@ class Run:
         samples = f", which showed {', '.join(shown)}" if shown else ""
         raise ValueError(
             f"{self.task.name}: {what} is not finite at step {at}{samples}, so these weights are lost; "
-            "lower the learning rate and resume from the last checkpoint, which is still whole."
+            "resume from the last checkpoint, which is still whole, at a lower learning rate (gen1: --rate-scale 0.5)."
         )
 
 

@@ -24,7 +24,7 @@ from .loop import generator_at
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 Bucket = tuple[int, int, int]
 """Frames (0: any number), height and width in pixels."""
@@ -64,6 +64,8 @@ class Entry:
     shard: Path
     key: str
     kind: str
+    source: str
+    first: int
     family: str
     frames: int
     height: int
@@ -104,6 +106,11 @@ def open_shards(*folders: Path) -> "Shards":
         weights = about["weights"]
         for path in sorted(folder.glob("part-*.json")):
             entries += _read_index(path)
+        if not (folder / "flat.safetensors").is_file():
+            raise ValueError(
+                f"{folder} has shards, but not flat.safetensors, which `gen1 prepare` makes last; give its command "
+                "again, and it goes on to its end."
+            )
         with safe_open(folder / "flat.safetensors", framework="pt") as file:
             flat |= {_sides(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if not entries:

@@ -9,7 +9,17 @@ from parts import tiny_gen1, write_model
 from PIL import Image
 
 from gen1_core.cli import main
-from gen1_core.evaluation.real import CELL, CLIPS, COLUMNS, GAP, find_jobs, in_cell, read_frames, write_real_sheet
+from gen1_core.evaluation.real import (
+    CELL,
+    CLIPS,
+    COLUMNS,
+    GAP,
+    file_names,
+    find_jobs,
+    in_cell,
+    read_frames,
+    write_real_sheet,
+)
 from gen1_core.frames import depth_frames, read_depth
 from gen1_core.tensors import to_bytes
 from gen1_core.video.clip import MemoryClip
@@ -46,6 +56,11 @@ def folder(tmp_path: Path) -> Path:
 def test_ten_clips_none_of_them_for_training():
     assert len(CLIPS) == 10 and len(set(CLIPS.values())) == 10
     assert not [name for name in CLIPS if name.startswith("video_")]
+
+
+def test_clips_of_one_name_have_players_of_their_own():
+    paths = [Path("a/x.mp4"), Path("y.webp"), Path("b/x.mov"), Path("c/x.mp4")]
+    assert file_names(paths) == ["x-1.mp4", "y.mp4", "x-2.mp4", "x-3.mp4"]
 
 
 def test_of_a_folder_the_named_clips_in_their_order_of_files_all(folder: Path, tmp_path: Path):
@@ -108,6 +123,10 @@ def test_the_command_makes_the_sheet_and_refuses_before_loading(folder: Path, tm
     model = write_model(tiny_gen1(), tmp_path / "model")
     command = ["eval", "--weights", str(model), "--out", str(tmp_path / "out"), "--frames", "2", "--steps", "1"]
     assert main([*command, "--real", str(folder)]) == 0 and (tmp_path / "out" / "real.png").is_file()
+    assert main([*command, "--real", str(folder), "--frames", "1"]) == 2 and "at least 2" in capsys.readouterr().err
+    assert main([*command, "--prompts", "a"]) == 2 and "are for --real" in capsys.readouterr().err
+    assert main([*command, "--real", str(folder), "--size", "64"]) == 2
+    assert "is for the benchmark" in capsys.readouterr().err
     command[2] = "no such weights"
     assert main([*command, "--real", str(tmp_path / "none.webp")]) == 2
     assert "none.webp is no folder and no video" in capsys.readouterr().err

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gen1_core.training import ema
 from gen1_core.training.draws import Share, draw_seeds, normal_rows
+from gen1_core.training.engine import Engine, open_accelerator
 from gen1_core.training.loop import Task, generator_at, identity_of, train
 from gen1_core.training.stages import Fit, Rate, Stage, kept_stages, scale_stages, stage_at
 from gen1_core.training.state import load_state, read_records, rewind_records, save_state
@@ -134,10 +136,34 @@ def test_another_seed_or_another_network_is_refused(tmp_path: Path) -> None:
         train(other, FIT, tmp_path, seed=5, identity="line")
 
 
+def test_the_learning_rate_can_be_scaled_for_the_rest_of_a_run(tmp_path: Path) -> None:
+    train(linear_task(), FIT, tmp_path, seed=5, identity="line", engine=Engine(rate_scale=0.5))
+    lines = [record for record in read_records(tmp_path / "log.jsonl") if "rate" in record]
+    assert lines and all(line["rate"] == 0.5 * FIT.rate.at(line["step"] - 1, FIT.steps) for line in lines)
+
+
+@pytest.mark.parametrize(("told", "used"), [("config", "bf16"), ("no", "no"), ("bf16", "no")])
+def test_only_where_asked_does_accelerates_own_precision_wrap_the_network(
+    told: str, used: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Ours is autocast around the loss; accelerate's would stay on under it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert open_accelerator(Engine(precision=told), torch.device("cpu")).mixed_precision == used
+
+
+def test_a_gpu_is_not_chosen_by_its_number() -> None:
+    with pytest.raises(ValueError, match="give cuda, and let the environment"):
+        open_accelerator(Engine(), torch.device("cuda:1"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     task = linear_task()
     broken = replace(task, losses=lambda step, g: {"loss": task.losses(step, g)["loss"] * (float("nan") ** step)})
-    with pytest.raises(ValueError, match="not finite at step 1, .*lower the learning rate and resume"):
+    with pytest.raises(
+        ValueError, match="not finite at step 1, .*resume from the last checkpoint.*lower learning rate"
+    ):
         train(broken, FIT, tmp_path, seed=5, identity="line")
     assert load_state(tmp_path / "checkpoint.pt")["step"] < 2
 
@@ -217,7 +243,7 @@ def test_without_accelerate_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     for missing, advice in (("accelerate", "training runs on accelerate"), ("torch.utils.tensorboard", "curves")):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, missing, None)
-            with pytest.raises(ValueError, match=rf"{advice}.*pip install 'gen1-video\[train\]'"):
+            with pytest.raises(ValueError, match=rf"{advice}.*pip install -e '.\[train\]'"):
                 train(linear_task(), FIT, tmp_path, seed=5, identity="line")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from gen1_core.cli import main
 from gen1_core.frames import encode_source, read_depth
 from gen1_core.loading import load_gen1
 from gen1_core.models.autoencoder import Autoencoder
@@ -253,11 +254,27 @@ def test_finished_samples_are_lost_only_on_request(
     with pytest.raises(ValueError, match="would lose finished samples.*give --remove"):
         prepare([str(clips / "a.webp")], whole[0], SMALL, files)
     write_animation(clips / "c.webp", scene(6, seed=3))
-    with pytest.raises(ValueError, match="fewer clips are left, 1 of 4 shards too many"):
+    with pytest.raises(ValueError, match="2 of 8; the first is of .*c.webp"):
         prepare([str(clips), "world:1"], whole[0], SMALL, files)
     assert made(whole[0]) == before
     fewer = prepare([str(clips / "a.webp")], whole[0], SMALL, files, remove=True)
     assert fewer.samples == len(open_shards(whole[0])) == 2
+
+
+def test_samples_inside_a_shard_that_stays_are_not_lost_either(files: NetworkFiles, tmp_path: Path) -> None:
+    prepare(["world:2"], tmp_path, SMALL, files)
+    before = made(tmp_path)
+    with pytest.raises(ValueError, match="1 of 2; the first is of world:1"):
+        prepare(["world:1"], tmp_path, SMALL, files)
+    assert made(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "cure"), [("nowhere", "give cpu or one that is there"), (",", "give cpu"), ("cpu,cpu", "--workers 2")]
+)
+def test_devices_are_looked_at_first(device: str, cure: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["prepare", "world:1", "--out", str(tmp_path / "out"), "--device", device]) == 2
+    assert cure in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_file_that_was_replaced_is_read_again(clips: Path, files: NetworkFiles, tmp_path: Path) -> None:
@@ -361,7 +378,7 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.Monkey
     from gen1_core.distributed.cluster import ray_cluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match="pip install 'gen1-video"), ray_cluster("local:2"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[distributed\]'"), ray_cluster("local:2"):
         pass
 
 

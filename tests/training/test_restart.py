@@ -130,6 +130,26 @@ def test_the_plan_of_the_full_size_is_counted(caplog: pytest.LogCaptureFixture) 
     assert main(["train", "--preset", "sd15", "--dry-run", "--processes", "7"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("wrong", "cure"),
+    [
+        ("--preset sd15 --dry-run --processes 0", "leaves nobody to work"),
+        ("--preset sd15 --shards 0:1", "--shards says nothing to the preset sd15"),
+        ("--held-out data", "--held-out says nothing to the preset tiny"),
+        ("--dry-run", "--dry-run says nothing to the preset tiny"),
+        ("clip --data data", "leave --data out"),
+        ("unet --data nowhere", "nowhere"),
+        ("autoencoder --steps 5", "trained by the part decoder"),
+        ("unet --rate-scale 0", "give one above 0"),
+    ],
+)
+def test_what_would_say_nothing_is_refused_before_any_work(
+    wrong: str, cure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *wrong.split(), "--folder", str(tmp_path / "run"), "--threads", "1"]) == 2
+    assert cure in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_costs_grow_as_they_must() -> None:
     one = cost_of(NARROW, frames=1, height=8, width=8, image=True)
     clip = cost_of(NARROW, frames=4, height=8, width=8)
@@ -173,9 +193,10 @@ def test_the_full_size_path_at_a_narrow_width(tmp_path: Path, capsys: pytest.Cap
     assert "held_out_loss" in read_records(folder / "unet" / "log.jsonl")[-1]["evaluation"]
     assert main([*command, *given[:-1], str(folder / "weights")]) == 2
     assert "its start would be lost" in capsys.readouterr().err
-    other = write_folder(tmp_path / "other", width=8)
-    wrong = [*command[:-1], str(tmp_path / "run2"), "--data", str(other), "--from", str(inflated)]
-    assert main(wrong) == 2 and "prepare the data with the CLIP of that width" in capsys.readouterr().err
+    for change, cure in (({"width": 8}, "with the CLIP of that width"), ({"channels": 8}, "gen1 prepare --vae")):
+        other = write_folder(tmp_path / f"other {list(change)}", **change)
+        wrong = [*command[:-1], str(tmp_path / "run2"), "--data", str(other), "--from", str(inflated)]
+        assert main(wrong) == 2 and cure in capsys.readouterr().err
 
 
 def test_embedded_weights_fit_their_budget() -> None:

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
             for number in range(shard * 4, min(shard * 4 + 4, len(SIZES))):
                 writer.add(f"{number:08d}", *sample(number, *SIZES[number]))
             writer.close()
-        finish_index(path, writer.samples, [], identity="x", sources=["clips"])
+        finish_index(path, writer.samples, [], identity="x")
     return tmp_path
 
 
@@ -85,6 +85,12 @@ def test_a_shard_that_was_cut_short_is_refused(folder: Path) -> None:
     path = shard_path(folder, 1)
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(ValueError, match="part-000001.tar.*copy it again"):
+        open_shards(folder)
+
+
+def test_a_folder_that_was_not_prepared_to_its_end_is_refused(folder: Path) -> None:
+    (folder / "flat.safetensors").unlink()
+    with pytest.raises(ValueError, match="makes last; give its command again"):
         open_shards(folder)
 
 

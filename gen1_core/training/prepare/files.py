@@ -25,7 +25,7 @@ def require_webdataset() -> None:
     except ImportError as error:
         raise ValueError(
             f"shards are written with the package webdataset, which cannot be imported ({error}); install it with "
-            "`pip install 'gen1-video[train]'`."
+            "`pip install -e '.[train]'`."
         ) from error
 
 
@@ -77,7 +77,8 @@ class ShardWriter:
         """One sample: ``KEY.json`` and ``KEY.safetensors``."""
         text = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
         self.tar.write({"__key__": key, "json": text, "safetensors": save(tensors)})
-        entry = {name: about[name] for name in ("kind", "frames", "height", "width", "levels", "family")}
+        known = ("kind", "source", "first", "frames", "height", "width", "levels", "family")
+        entry = {name: about[name] for name in known}
         self.samples.append({"key": key, "looks": len(tensors["rgb"]), "texts": tensors["texts"].shape[1], **entry})
 
     def close(self) -> None:
@@ -85,9 +86,7 @@ class ShardWriter:
         self.tar.close()
 
 
-def finish_index(
-    tar: Path, samples: list[dict[str, Any]], errors: list[dict[str, str]], *, identity: str, sources: list[str]
-) -> None:
+def finish_index(tar: Path, samples: list[dict[str, Any]], errors: list[dict[str, str]], *, identity: str) -> None:
     """The index of a shard that is complete: where each member lies, its size and its checksum."""
     places: dict[str, list[int]] = {}
     with tarfile.open(tar) as archive, tar.open("rb") as file:
@@ -97,7 +96,7 @@ def finish_index(
     for sample in samples:
         for name in ("json", "safetensors"):
             sample[name] = places[f"{sample['key']}.{name}"]
-    about = {"format": FORMAT, "identity": identity, "bytes": tar.stat().st_size, "sources": sources}
+    about = {"format": FORMAT, "identity": identity, "bytes": tar.stat().st_size}
     index = {**about, "samples": samples, "errors": errors}
     write_json(tar.with_suffix(".json"), index)
 
@@ -112,23 +111,23 @@ def finished(folder: Path, number: int, identity: str) -> dict[str, Any] | None:
     return index if same else None
 
 
-def clean(folder: Path, shards: int, sources: Collection[str], *, remove: bool) -> None:
+def clean(folder: Path, shards: int, wanted: Collection[tuple[str, int]], *, remove: bool) -> None:
     """Remove what a killed run left half written, and shards beyond the last one.
 
-    Raises ValueError where finished samples would be lost, since their sources are not among those given, or less
-    comes of them than before; not with ``remove``.
+    ``wanted`` are source and first frame (or number) of all samples to be. Raises ValueError where finished ones are
+    not among them, since their source is not named or less comes of it than before; not with ``remove``.
     """
     found = [path for path in folder.glob("part-*.*") if path.stem.removeprefix("part-").isdigit()]
     beyond = [path for path in found if int(path.stem.removeprefix("part-")) >= shards]
     if not remove:
         indices = [json.loads(path.read_text(encoding="utf-8")) for path in found if path.suffix == ".json"]
-        missing = sorted({source for index in indices for source in index.get("sources", [])} - set(sources))
-        gone = sum(path.suffix == ".json" for path in beyond)
-        if missing or gone:
-            why = f"it holds samples of {missing[0]} and {len(missing) - 1} more" if missing else "fewer clips are left"
+        held = [(sample["source"], sample["first"]) for index in indices for sample in index["samples"]]
+        lost = sorted(set(held) - set(wanted))
+        if lost:
             raise ValueError(
-                f"{folder} would lose finished samples ({why}, {gone} of {len(indices)} shards too many); name all of "
-                "its sources again, or another --out, or give --remove to have no more than what comes of these."
+                f"{folder} would lose finished samples ({len(lost)} of {len(held)}; the first is of {lost[0][0]}); "
+                "name all of its sources again, readable and unchanged, or another --out, or give --remove to have no "
+                "more than what comes of these."
             )
     for path in (*folder.glob(f".*{TEMPORARY}"), *beyond):
         path.unlink(missing_ok=True)

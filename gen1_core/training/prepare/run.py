@@ -88,9 +88,8 @@ def prepare(
         write_lines(out / "errors.jsonl", errors)
         reason = errors[0]["reason"] if errors else "nothing was found"
         raise ValueError(f"none of {len(found)} sources can be prepared; the first one: {reason}")
-    names = [source.name if isinstance(source, World) else source.as_posix() for source in found]
     count = -(-len(units) // config.shard)
-    clean(out, count, names, remove=remove)
+    clean(out, count, {(unit.source, unit.first) for unit in units}, remove=remove)
     return make_shards(units, errors, out, config, weights, setups, run=run, on_step=on_step)
 
 
@@ -100,6 +99,11 @@ def claim(out: Path, config: PrepareConfig, weights: dict[str, str]) -> None:
     about = json.loads(json.dumps({"format": FORMAT, "config": asdict(config), "weights": weights}))
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
+        if there.get("format") != FORMAT:
+            raise ValueError(
+                f"{out} was prepared by another version (format {there.get('format')}, and this one writes {FORMAT}); "
+                "give another --out."
+            )
         different = sorted(
             name for part in ("config", "weights") for name in about[part] if there[part].get(name) != about[part][name]
         )
@@ -270,8 +274,7 @@ def write_shard(
             frames += scene.rgb.shape[0] * scene.rgb.shape[1]
         writer.close()
     with clock.part("write"):
-        sources = sorted({unit.source for unit in units})
-        finish_index(path, writer.samples, errors, identity=identity, sources=sources)
+        finish_index(path, writer.samples, errors, identity=identity)
     return {"frames": frames, "seconds": clock.seconds}
 
 
