@@ -36,7 +36,7 @@ from ..training.sheets import write_sheet
 from ..training.sources import LatentSource, ShardSource
 from ..training.stages import Fit, Rate, Stage, stage_at
 from ..training.task import generator_at, identity_of
-from ..training.unet import UNetPlan, draw_batch, read_batch, unet_task, with_steps
+from ..training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, with_steps
 from .tiny import hardware_from
 
 logger = logging.getLogger(__name__)
@@ -134,13 +134,15 @@ def run_from(options: argparse.Namespace) -> None:
 
 
 def recipe_from(options: argparse.Namespace) -> FullRecipe:
-    """The recipe with what the command line says of steps and batch; two steps a stage with ``--smoke``."""
+    """The recipe with what the command line says of stage, steps and batch; two steps a stage with ``--smoke``."""
     recipe = SD15
     if options.smoke:
         stages = tuple(replace(stage, batch=2 * FRAMES, rate=replace(stage.rate, warmup=0)) for stage in STAGES)
         plan = with_steps(replace(recipe.plan, stages=stages), 2 * len(stages))
         fit = replace(plan.fit, log_every=1, evaluate_every=4)
         recipe = replace(recipe, name="sd15 smoke", plan=replace(plan, fit=fit))
+    if options.stage:
+        recipe = replace(recipe, plan=from_stage(recipe.plan, options.stage))
     if options.batch:
         stages = tuple(replace(stage, batch=options.batch) for stage in recipe.plan.stages)
         recipe = replace(recipe, plan=replace(recipe.plan, stages=stages))

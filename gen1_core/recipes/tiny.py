@@ -32,7 +32,7 @@ from ..training.engine import Engine
 from ..training.prior import PriorPlan
 from ..training.recipe import PARTS, Part, Recipe, Work, recipe_with_batch, recipe_with_steps, run
 from ..training.stages import Fit, Rate, Stage
-from ..training.unet import UNetPlan, with_steps
+from ..training.unet import UNetPlan, from_stage, with_steps
 
 STAGES = (
     Stage(
@@ -189,6 +189,13 @@ def run_from(options: argparse.Namespace) -> None:
     """
     recipe = smoke(TINY) if options.smoke else TINY
     parts: Sequence[Part] = PARTS if options.part == "all" else [options.part]
+    if options.stage:
+        if options.part != "unet" or not options.start:
+            raise ValueError(
+                f"--stage {options.stage} leaves out what the stages before it teach, and only weights of a U-Net have "
+                "learnt that; name the part unet, and give those weights by --from."
+            )
+        recipe = replace(recipe, unet_plan=from_stage(recipe.unet_plan, options.stage))
     for name, change in (("steps", recipe_with_steps), ("batch", recipe_with_batch)):
         value = getattr(options, name)
         if value and options.part == "all":
@@ -264,6 +271,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=0, help="another batch for this part; the U-Net's in frames")
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="FOLDER", help="begin at the finished weights there (a warm restart)"
+    )
+    parser.add_argument(
+        "--stage", default="", metavar="NAME", help="with --from: the first stage of the U-Net's training"
     )
     parser.add_argument(
         "--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="shards of `gen1 prepare`, for the U-Net"

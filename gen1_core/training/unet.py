@@ -32,6 +32,10 @@ BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer, MotionModule)
 """The layers that are computed twice (checkpointing) and divided among processes (FSDP) one by one."""
 
 
+WARMUP = 100
+"""Steps over which the learning rate rises where a training begins in the middle of its stages."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UNetPlan:
     """How the U-Net is fitted. ``fit`` says everything but batch and learning rate, which belong to the stages.
@@ -59,6 +63,21 @@ def with_steps(plan: UNetPlan, steps: int) -> UNetPlan:
     shares = scale_stages(plan.stages, steps)
     stages = tuple(replace(stage, steps=share) for stage, share in zip(plan.stages, shares, strict=True))
     return replace(plan, fit=replace(plan.fit, steps=steps), stages=stages)
+
+
+def from_stage(plan: UNetPlan, name: str) -> UNetPlan:
+    """The plan without the stages before ``name``, for weights that have been through them.
+
+    Its first stage warms up, whatever it did in the middle of a run, since the optimiser begins without memory.
+    Raises ValueError for a stage that the plan does not have.
+    """
+    names = [stage.name for stage in plan.stages]
+    if name not in names:
+        raise ValueError(f"The stage {name!r} is none of this recipe's; choose one of {', '.join(names)}.")
+    first, *rest = plan.stages[names.index(name) :]
+    first = replace(first, rate=replace(first.rate, warmup=max(first.rate.warmup, WARMUP)))
+    stages = (first, *rest)
+    return replace(plan, fit=replace(plan.fit, steps=sum(stage.steps for stage in stages)), stages=stages)
 
 
 def unet_task(

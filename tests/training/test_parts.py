@@ -39,7 +39,7 @@ from gen1_core.training.recipe import Recipe, Work, load_autoencoder, recipe_wit
 from gen1_core.training.sheets import write_sheet
 from gen1_core.training.stages import Fit, Rate, Stage
 from gen1_core.training.state import read_records
-from gen1_core.training.unet import UNetPlan, draw_batch, read_batch, unet_task, with_steps
+from gen1_core.training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, with_steps
 
 CPU = torch.device("cpu")
 FIT = Fit(steps=10, batch=40, rate=Rate(peak=1e-3))
@@ -382,6 +382,21 @@ def test_image_stage_leaves_the_temporal_layers_alone() -> None:
         assert torch.isfinite(losses["loss"])
     assert not got[0] and got[1]
     assert task.rate(0) < task.rate(1) and task.rate(2) == pytest.approx(5e-4)
+
+
+def test_a_plan_can_begin_at_a_later_stage() -> None:
+    plan = TINY.unet_plan
+    assert from_stage(plan, "images") == replace(
+        plan, stages=(replace(plan.stages[0], rate=replace(plan.stages[0].rate, warmup=100)), *plan.stages[1:])
+    )
+    later = from_stage(plan, "structure")
+    assert [stage.name for stage in later.stages] == ["structure", "levels"]
+    assert later.fit.steps == sum(stage.steps for stage in later.stages) and later.stages[1] == plan.stages[3]
+    peak = plan.stages[2].rate.peak
+    assert later.stages[0].rate.at(0, later.fit.steps) < peak / 50 and plan.stages[2].rate.at(0, 9) == peak
+    assert with_steps(from_stage(plan, "levels"), 20).stages[0].steps == 20
+    with pytest.raises(ValueError, match="choose one of images, temporal, structure, levels"):
+        from_stage(plan, "blur")
 
 
 def test_steps_can_be_given_for_each_part() -> None:

@@ -141,6 +141,10 @@ def test_the_plan_of_the_full_size_is_counted(caplog: pytest.LogCaptureFixture) 
         ("unet --data nowhere", "nowhere"),
         ("autoencoder --steps 5", "trained by the part decoder"),
         ("unet --rate-scale 0", "give one above 0"),
+        ("unet --stage levels", "give those weights by --from"),
+        ("all --stage levels --from somewhere", "name the part unet"),
+        ("unet --stage blur --from somewhere", "choose one of images, temporal, structure, levels"),
+        ("--preset sd15 --stage blur --dry-run", "choose one of images, temporal, structure, levels"),
     ],
 )
 def test_what_would_say_nothing_is_refused_before_any_work(
