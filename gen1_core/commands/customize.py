@@ -79,7 +79,7 @@ def customize_command(options: argparse.Namespace) -> None:
         work = CustomWork(
             images=tuple(options.images),
             out=options.out,
-            folder=options.folder or options.out.with_name(f"{options.out.stem}-training"),
+            folder=options.folder or options.out.with_name(f"{options.out.name.removesuffix('.safetensors')}-training"),
             weights=options.weights,
             regularisation=tuple(options.regularisation),
             clips=options.clips,
