@@ -32,16 +32,17 @@ from gen1_core.training.task import Task, generator_at
 from gen1_core.training.unet import UNetPlan, unet_task
 
 
-def random_latents(*, frames: int, side: int, width: int, device: torch.device, clips: int = 8) -> LatentBank:
-    """A bank of noise."""
+def random_latents(config: UNetConfig, *, frames: int, side: int, device: torch.device, clips: int = 8) -> LatentBank:
+    """A bank of noise, as that U-Net takes it."""
+    channels, width = config.out_channels, config.cross_attention_dim
     draw = lambda *shape: torch.randn(shape, device=device, dtype=torch.float16)  # noqa: E731
     return LatentBank(
-        rgb=draw(clips, 2, 4, frames, side, side),
-        depth=draw(clips, 2, 4, frames, side, side),
+        rgb=draw(clips, 2, channels, frames, side, side),
+        depth=draw(clips, 2, channels, frames, side, side),
         level=torch.ones(clips, dtype=torch.long),
         images=draw(clips, 2, frames, width),
         texts=draw(clips, 2, 1, width),
-        flat=draw(4, side, side),
+        flat=draw(channels, side, side),
     )
 
 
@@ -50,7 +51,7 @@ def task_of(config: UNetConfig, *, batch: int, side: int, images: float, device:
     rate = Rate(peak=1e-4, final=1e-4, warmup=0)
     stage = Stage(name="x", steps=10**6, batch=batch, image_fraction=images, structure="levels", rate=rate)
     fit = Fit(steps=10**6, batch=batch, rate=rate)
-    latents = random_latents(frames=config.frames, side=side, width=config.cross_attention_dim, device=device)
+    latents = random_latents(config, frames=config.frames, side=side, device=device)
     plan = UNetPlan(fit=fit, stages=(stage,))
     task = unet_task(config, plan, TINY_DIFFUSION, latents, evaluate=lambda m, s: {}, seed=0, device=device)
     return task, fit

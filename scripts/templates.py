@@ -210,7 +210,7 @@ def tiny_parts(graph: Graph) -> None:
         )
         noise = graph.add("RandomNoise", noise_seed=0)
         sampler = graph.add("KSamplerSelect", sampler_name="dpmpp_2m")
-        sigmas = graph.add("BasicScheduler", model=model["MODEL"], scheduler="simple", steps=8, denoise=1.0)
+        sigmas = graph.add("BasicScheduler", model=model["MODEL"], scheduler="simple", steps=4, denoise=1.0)
         graph.lane()
         latent = graph.add(
             "SamplerCustomAdvanced",

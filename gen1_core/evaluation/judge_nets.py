@@ -40,13 +40,13 @@ class JudgeConfig:
     """How the judges are made: one moment of each of ``scenes`` scenes of every family, in ``looks`` looks."""
 
     seed: int = 11
-    scenes: int = 20
-    looks: int = 12
+    scenes: int = 40
+    looks: int = 6
     size: int = 128
     supersample: int = 2
     look_steps: int = 600
     look_batch: int = 32
-    depth_steps: int = 400
+    depth_steps: int = 1600
     depth_batch: int = 12
     widths: tuple[int, ...] = (16, 32, 64, 128)
     smoothing: float = 0.05
@@ -295,7 +295,7 @@ def judge_identity(config: JudgeConfig) -> str:
 def judge_networks(
     config: JudgeConfig, folder: Path, *, on_step: OnStep = ignore_progress
 ) -> tuple[LookNet, DepthNet, dict[str, Any]]:
-    """The judges' networks and how good they are; made once, in a few minutes, and kept in ``folder``.
+    """The judges' networks and how good they are; made once, in about ten minutes, and kept in ``folder``.
 
     The file is named after all that the judges follow from, so reports may share a folder.
     """

@@ -430,8 +430,8 @@ def write_loras(folder: Path, gen1: Gen1) -> list[str]:
         generator, tensors = torch.Generator().manual_seed(7), {}
         for layer in LAYERS:
             out, width = gen1.unet.state_dict()[f"{layer}.weight"].shape
-            tensors[name(layer) + down] = torch.randn(4, width, generator=generator) * 0.4
-            tensors[name(layer) + up] = torch.randn(out, 4, generator=generator) * 0.4
+            tensors[name(layer) + down] = torch.randn(4, width, generator=generator)
+            tensors[name(layer) + up] = torch.randn(out, 4, generator=generator)
         save_file(tensors, folder / f"equalities_{kind}.safetensors")
     return list(names)
 

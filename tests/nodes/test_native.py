@@ -375,8 +375,8 @@ def lora_of(unet: torch.nn.Module, name: Any, down: str, up: str, *, layers: Any
     state, found = unet.state_dict(), {}
     for layer in layers:
         out, width = state[f"{layer}.weight"].shape
-        found[name(layer) + down] = torch.randn(4, width, generator=generator) * 0.4
-        found[name(layer) + up] = torch.randn(out, 4, generator=generator) * 0.4
+        found[name(layer) + down] = torch.randn(4, width, generator=generator)
+        found[name(layer) + up] = torch.randn(out, 4, generator=generator)
     return found
 
 

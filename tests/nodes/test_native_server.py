@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gen1_core.recipes.tiny import TINY
+
 STEPS, SCALE, SEED = 3, 1.5, 5
 SLIDERS = {"invert": False, "blur_level": 0, "structure_strength": 1.0, "start": 0.0, "end": 1.0}
 
@@ -77,12 +79,13 @@ def latents(server: Any, name: str) -> Tensor:
 
 @pytest.fixture(scope="module")
 def lora(server) -> str:
-    """Kohya's names; the width is that of the embedded model's lowest level."""
+    """Kohya's names; the widths are those of the embedded model's content and of its lowest level."""
     layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
     generator = torch.Generator().manual_seed(0)
     folder = Path(server.base, "models", "loras")
     folder.mkdir(parents=True, exist_ok=True)
-    halves = {f"{layer}.lora_down.weight": (4, 128), f"{layer}.lora_up.weight": (128, 4)}
+    width, low = TINY.unet.cross_attention_dim, TINY.unet.block_out_channels[-1]
+    halves = {f"{layer}.lora_down.weight": (4, width), f"{layer}.lora_up.weight": (low, 4)}
     tensors = {name: torch.randn(*shape, generator=generator) for name, shape in halves.items()}
     save_file(tensors, folder / "native.safetensors")
     return "native.safetensors"
