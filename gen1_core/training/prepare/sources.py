@@ -174,8 +174,8 @@ def units_of(found: dict[str, Any], config: PrepareConfig) -> list[Unit]:
     if not firsts:
         longest = max(end - first for first, end in scenes)
         raise ValueError(
-            f"{found['path']} has {longest} frames in its longest scene, but a clip of {config.frames} frames, every "
-            f"{config.stride}th, needs {config.span}; prepare it with fewer frames or a smaller stride."
+            f"{found['path']} has {longest} frames in its longest scene, but a clip of {config.frames} frames at "
+            f"stride {config.stride} needs {config.span}; prepare it with fewer frames or a smaller stride."
         )
     captions = captions_of(Path(found["path"]))
     about: dict[str, Any] = {
