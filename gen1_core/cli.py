@@ -18,6 +18,7 @@ from .commands.eval import add_eval
 from .commands.prepare import add_prepare
 from .commands.train import add_train
 from .demo import run_demo
+from .devices import pick_device
 from .diffusion.samplers import SAMPLERS
 from .editing import MaskOptions
 from .frames import depth_frames, read_depth
@@ -30,7 +31,6 @@ from .progress import progress
 from .recipes.sd15 import compose
 from .recipes.sd15 import read as read_public
 from .recipes.sd15_files import add_public, files_from, lora_from
-from .recipes.tiny import device_from
 from .structure.estimator import load_depth, save_depth
 from .tensors import Bytes, OnStep, to_float
 from .video.clip import each_frame
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add_customize(
         commands.add_parser("customize", help="teach a model a subject or a style by a few pictures; resumes")
     )
-    add_eval(commands.add_parser("eval", help="judge a model on scenes of known truth; makes a report"), pick_device)
+    add_eval(commands.add_parser("eval", help="judge a model on scenes of known truth; makes a report"))
     demo = commands.add_parser("demo", help="edit the embedded clip with three prompts")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     add_hardware(demo)
@@ -300,18 +300,6 @@ def load_parts(options: argparse.Namespace, *, depth: Path | None) -> Gen1:
     if depth is None:
         return gen1
     return dataclasses.replace(gen1, depth=load_depth_estimator(depth, device=device))
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the accelerator if there is one.
-
-    Raises ValueError for a device that this machine does not have.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    return device_from(name)
 
 
 def edit_options(gen1: Gen1, options: argparse.Namespace) -> EditOptions:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ..devices import device_from
 from ..presets import MODELS
 from ..progress import progress
-from ..recipes.tiny import device_from
 from ..training.customize import CustomWork, customize
 from ..training.engine import Engine
 from ..training.halves import CustomPlan

@@ -3,15 +3,14 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..content.clip import load_transformers_clip
 from ..content.describe import PriorDescriber
+from ..devices import pick_device
 from ..evaluation.benchmark import BenchmarkConfig
 from ..evaluation.methods import Editor, load_unstructured
 from ..evaluation.real import find_jobs, write_real_sheet
@@ -31,8 +30,8 @@ LONGEST = 16
 """Frames of a benchmark clip, as many as the model joins at once up to this."""
 
 
-def add_eval(command: argparse.ArgumentParser, device_of: Callable[[str], torch.device]) -> None:
-    """Options of ``gen1 eval``; ``device_of`` makes a device of what ``--device`` says."""
+def add_eval(command: argparse.ArgumentParser) -> None:
+    """Options of ``gen1 eval``."""
     command.add_argument("--weights", default="tiny", help=f"{', '.join(MODELS)}, or a folder of weights")
     command.add_argument("--out", type=Path, required=True, help="folder of the report; the same command goes on")
     command.add_argument("--clips", type=int, default=35, help="edits for each seed")
@@ -66,10 +65,10 @@ def add_eval(command: argparse.ArgumentParser, device_of: Callable[[str], torch.
         "--votes", type=Path, nargs="+", metavar="FILE", help="count votes that blind.html saved; nothing else is made"
     )
     command.add_argument("--device", default="cpu", help="where the model runs; judges and renderer stay on the CPU")
-    command.set_defaults(command=lambda options: eval_command(options, device_of))
+    command.set_defaults(command=eval_command)
 
 
-def eval_command(options: argparse.Namespace, device_of: Callable[[str], torch.device]) -> None:
+def eval_command(options: argparse.Namespace) -> None:
     """``gen1 eval``."""
     if options.votes:
         count_votes(options.out, options.votes)
@@ -79,7 +78,7 @@ def eval_command(options: argparse.Namespace, device_of: Callable[[str], torch.d
     if options.size and options.real:
         raise ValueError(f"--size {options.size} is for the benchmark; clips of --real are edited at the model's own.")
     jobs = find_jobs(options.real, options.prompts) if options.real else []
-    gen1 = load_gen1(options.weights, device=device_of(options.device))
+    gen1 = load_gen1(options.weights, device=pick_device(options.device))
     frames = options.frames or min(LONGEST, gen1.unet.config.longest)
     defaults = gen1.defaults if options.steps == 0 else replace(gen1.defaults, steps=options.steps)
     defaults = replace(defaults, passes=1 if gen1.device.type == "cpu" else 2)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ..devices import device_from
 from ..distributed.cluster import ray_cluster
 from ..distributed.processes import run_processes
 from ..progress import progress
-from ..recipes.tiny import device_from
 from ..training.prepare.cuts import CutConfig
 from ..training.prepare.networks import DTYPES, NetworkFiles
 from ..training.prepare.run import Runner, Summary, prepare

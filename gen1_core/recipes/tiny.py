@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ..devices import device_from
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import CLIPConfig
 from ..models.depth import DepthNetConfig
@@ -321,20 +322,6 @@ def shards_from(text: str, count: int) -> range:
             f"give first:last within 0:{count}, for instance 0:1 for the first one."
         )
     return range(first, last)
-
-
-def device_from(name: str) -> torch.device:
-    """A torch device that can be used.
-
-    Raises ValueError for one that this machine does not have.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}); give cpu or one that is there.") from error
-    return device
 
 
 if __name__ == "__main__":
