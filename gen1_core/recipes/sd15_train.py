@@ -36,7 +36,7 @@ from ..training.sheets import write_sheet
 from ..training.sources import LatentSource, ShardSource
 from ..training.stages import Fit, Rate, Stage, stage_at
 from ..training.task import generator_at, identity_of
-from ..training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, with_steps
+from ..training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, until_stage, with_steps
 from .tiny import hardware_from
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,8 @@ def recipe_from(options: argparse.Namespace) -> FullRecipe:
         recipe = replace(recipe, name="sd15 smoke", plan=replace(plan, fit=fit))
     if options.stage:
         recipe = replace(recipe, plan=from_stage(recipe.plan, options.stage))
+    if options.until:
+        recipe = replace(recipe, plan=until_stage(recipe.plan, options.until))
     if options.batch:
         stages = tuple(replace(stage, batch=options.batch) for stage in recipe.plan.stages)
         recipe = replace(recipe, plan=replace(recipe.plan, stages=stages))

@@ -33,7 +33,7 @@ from ..training.engine import Engine
 from ..training.prior import PriorPlan
 from ..training.recipe import PARTS, Part, Recipe, Work, recipe_with_batch, recipe_with_steps, run
 from ..training.stages import Fit, Rate, Stage
-from ..training.unet import UNetPlan, from_stage, with_steps
+from ..training.unet import UNetPlan, from_stage, until_stage, with_steps
 
 STAGES = (
     Stage(
@@ -199,6 +199,10 @@ def run_from(options: argparse.Namespace) -> None:
                 "learnt that; name the part unet, and give those weights by --from."
             )
         recipe = replace(recipe, unet_plan=from_stage(recipe.unet_plan, options.stage))
+    if options.until:
+        if options.part != "unet":
+            raise ValueError(f"--until {options.until} is a stage of the U-Net's training; name the part unet.")
+        recipe = replace(recipe, unet_plan=until_stage(recipe.unet_plan, options.until))
     for name, change in (("steps", recipe_with_steps), ("batch", recipe_with_batch)):
         value = getattr(options, name)
         if value and options.part == "all":
@@ -277,6 +281,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage", default="", metavar="NAME", help="with --from: the first stage of the U-Net's training"
+    )
+    parser.add_argument(
+        "--until", default="", metavar="STAGE", help="the last one; temporal: a video model without structure"
     )
     parser.add_argument(
         "--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="shards of `gen1 prepare`, for the U-Net"

@@ -71,12 +71,29 @@ def from_stage(plan: UNetPlan, name: str) -> UNetPlan:
     Its first stage warms up, whatever it did in the middle of a run, since the optimiser begins without memory.
     Raises ValueError for a stage that the plan does not have.
     """
+    first, *rest = plan.stages[place_of(plan, name) :]
+    first = replace(first, rate=replace(first.rate, warmup=max(first.rate.warmup, WARMUP)))
+    return with_stages(plan, (first, *rest))
+
+
+def until_stage(plan: UNetPlan, name: str) -> UNetPlan:
+    """The plan without the stages after ``name``: with ``"temporal"``, the video model without structure.
+
+    Raises ValueError for a stage that the plan does not have.
+    """
+    return with_stages(plan, plan.stages[: place_of(plan, name) + 1])
+
+
+def place_of(plan: UNetPlan, name: str) -> int:
+    """Which of the plan's stages ``name`` is, from 0; raises ValueError where it is none."""
     names = [stage.name for stage in plan.stages]
     if name not in names:
-        raise ValueError(f"The stage {name!r} is none of this recipe's; choose one of {', '.join(names)}.")
-    first, *rest = plan.stages[names.index(name) :]
-    first = replace(first, rate=replace(first.rate, warmup=max(first.rate.warmup, WARMUP)))
-    stages = (first, *rest)
+        raise ValueError(f"The stage {name!r} is none of those to be trained; choose one of {', '.join(names)}.")
+    return names.index(name)
+
+
+def with_stages(plan: UNetPlan, stages: tuple[Stage, ...]) -> UNetPlan:
+    """The plan with these stages and their steps."""
     return replace(plan, fit=replace(plan.fit, steps=sum(stage.steps for stage in stages)), stages=stages)
 
 

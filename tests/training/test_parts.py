@@ -17,6 +17,7 @@ from gen1_core.checkpoints.files import read_file
 from gen1_core.content.tokenizer import Tokenizer
 from gen1_core.diffusion.condition import Condition
 from gen1_core.diffusion.schedule import Schedule
+from gen1_core.evaluation.methods import load_unstructured
 from gen1_core.gen1 import Diffusion
 from gen1_core.loading import load_gen1
 from gen1_core.metrics import psnr
@@ -39,7 +40,7 @@ from gen1_core.training.recipe import Recipe, Work, load_autoencoder, recipe_wit
 from gen1_core.training.sheets import write_sheet
 from gen1_core.training.stages import Fit, Rate, Stage
 from gen1_core.training.state import read_records
-from gen1_core.training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, with_steps
+from gen1_core.training.unet import UNetPlan, draw_batch, from_stage, read_batch, unet_task, until_stage, with_steps
 
 CPU = torch.device("cpu")
 FIT = Fit(steps=10, batch=40, rate=Rate(peak=1e-3))
@@ -399,6 +400,20 @@ def test_a_plan_can_begin_at_a_later_stage() -> None:
         from_stage(plan, "blur")
 
 
+def test_a_plan_can_end_at_an_earlier_stage() -> None:
+    plan = TINY.unet_plan
+    assert until_stage(plan, "levels") == plan
+    earlier = until_stage(plan, "temporal")
+    assert earlier.stages == plan.stages[:2]
+    assert earlier.fit.steps == plan.stages[0].steps + plan.stages[1].steps
+    alone = with_steps(until_stage(from_stage(plan, "temporal"), "temporal"), 300)
+    assert [(stage.name, stage.steps, stage.structure, stage.keep) for stage in alone.stages] == [
+        ("temporal", 300, "none", True)
+    ]
+    with pytest.raises(ValueError, match="choose one of structure, levels"):
+        until_stage(from_stage(plan, "structure"), "temporal")
+
+
 def test_steps_can_be_given_for_each_part() -> None:
     shorter = recipe_with_steps(TINY, "unet", 600)
     assert shorter.unet_plan.fit.steps == 600 == sum(stage.steps for stage in shorter.unet_plan.stages)
@@ -449,12 +464,13 @@ def test_the_whole_recipe_runs_and_resumes(
     main(run)
     assert [r["step"] for r in read_records(tmp_path / "unet" / "log.jsonl") if "evaluation" in r] == [8]
 
-    data, second = tmp_path / "data", tmp_path / "second"
+    data, second, third = (tmp_path / name for name in ("data", "second", "third"))
     prepare(
         ["world:2"], data, PrepareConfig(size=64, frames=16, stride=1), NetworkFiles(model=str(tmp_path / "weights"))
     )
     for name in ("bank", "latents"):
         shutil.copytree(tmp_path / name, second / name)
+        shutil.copytree(tmp_path / name, third / name)
     more = ["unet", "--smoke", "--folder", str(second), "--from", str(tmp_path / "weights"), "--threads", "1"]
     with pytest.raises(SystemExit):
         main([*more, "--data", str(write_folder(tmp_path / "foreign"))])
@@ -462,3 +478,10 @@ def test_the_whole_recipe_runs_and_resumes(
     assert not (second / "unet").exists()
     main([*more, "--data", str(data)])
     assert json.loads(read_file(second / "weights" / "unet.safetensors").metadata["recipe"])["finished"] is True
+
+    # The video model without structure, made again from weights that have one.
+    video = ["--folder", str(third), "--stage", "temporal", "--until", "temporal", "--steps", "1"]
+    main([*more, *video])
+    assert [r["step"] for r in read_records(third / "unet" / "log.jsonl") if "evaluation" in r] == [1]
+    unstructured = load_unstructured(gen1, third / "unet" / "stage-temporal.safetensors")
+    assert unstructured.unet.state_dict().keys() == gen1.unet.state_dict().keys()

@@ -145,6 +145,9 @@ def test_the_plan_of_the_full_size_is_counted(caplog: pytest.LogCaptureFixture) 
         ("all --stage levels --from somewhere", "name the part unet"),
         ("unet --stage blur --from somewhere", "choose one of images, temporal, structure, levels"),
         ("--preset sd15 --stage blur --dry-run", "choose one of images, temporal, structure, levels"),
+        ("all --until temporal", "name the part unet"),
+        ("unet --stage structure --until temporal --from somewhere", "choose one of structure, levels"),
+        ("--preset sd15 --until blur --dry-run", "choose one of images, temporal, structure, levels"),
     ],
 )
 def test_what_would_say_nothing_is_refused_before_any_work(
