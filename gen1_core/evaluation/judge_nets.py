@@ -1,6 +1,8 @@
 """The judges' own networks, made from truth renders alone: one names looks and families, one estimates depth.
 
-Nothing that conditions an edit is in them: neither weights nor data nor outputs of the model that is judged.
+Nothing that conditions an edit is in them: neither weights nor data nor outputs of the model that is judged. They know
+every family of the world, those held out from the model too, by other scenes than the benchmark's: an instrument should
+be exact where it measures.
 """
 
 import json
@@ -24,11 +26,11 @@ from ..training.depth import DepthPlan, aligned, augment, depth_losses
 from ..training.ema import averaged_copy, decay_at, update
 from ..training.loop import generator_at, seeded
 from ..training.stages import Fit, Rate
-from ..training.world import PRESETS, Scene, random_scene, render_styles
-from .benchmark import HELD_OUT, TRAINED
+from ..training.world import FAMILIES, PRESETS, Scene, random_scene, render_styles
+from .benchmark import HELD_OUT
 from .store import identity_of
 
-VERSION = 2
+VERSION = 3
 """Goes up with every change of the code here that changes the judges."""
 
 MOMENTS = 8
@@ -289,7 +291,7 @@ def confused(named: Int[Tensor, " n"], asked: Int[Tensor, " n"], *, most: int = 
 
 def judge_identity(config: JudgeConfig) -> str:
     """What the judges' weights follow from."""
-    return identity_of(VERSION, config, {name: asdict(style) for name, style in PRESETS.items()}, TRAINED, HELD_OUT)
+    return identity_of(VERSION, config, {name: asdict(style) for name, style in PRESETS.items()}, FAMILIES, HELD_OUT)
 
 
 def judge_networks(
@@ -303,9 +305,9 @@ def judge_networks(
     path = folder / f"judges-{identity}.safetensors"
     if path.exists():
         return kept_judges(config, path)
-    looks = seeded(lambda: LookNet(config.widths, looks=len(PRESETS), families=len(TRAINED)), config.seed)
+    looks = seeded(lambda: LookNet(config.widths, looks=len(PRESETS), families=len(FAMILIES)), config.seed)
     depth = seeded(lambda: DepthNet(config.depth), config.seed + 1)
-    truth = truth_set(config, TRAINED, scenes=config.scenes, name="training", on_step=on_step)
+    truth = truth_set(config, FAMILIES, scenes=config.scenes, name="training", on_step=on_step)
     unseen = truth_set(config, HELD_OUT, scenes=max(2, config.scenes // 2), name="unseen", frames=2, on_step=on_step)
     fits: list[tuple[nn.Module, str, int, Callable[[Any, torch.Generator], Tensor]]] = [
         (looks, "looks", config.look_steps, lambda model, generator: look_losses(model, truth, config, generator)),
@@ -338,7 +340,7 @@ def kept_judges(config: JudgeConfig, path: Path) -> tuple[LookNet, DepthNet, dic
         for name in ("looks", "depth")
     }
     looks = load_module(
-        lambda: LookNet(config.widths, looks=len(PRESETS), families=len(TRAINED)), parts["looks"], **place
+        lambda: LookNet(config.widths, looks=len(PRESETS), families=len(FAMILIES)), parts["looks"], **place
     )
     depth = load_module(lambda: DepthNet(config.depth), parts["depth"], **place)
     return (

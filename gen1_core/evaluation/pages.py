@@ -149,9 +149,10 @@ def _judged(results: Mapping[str, Any]) -> str:
     judges = results["judges"]
     mixed = "; ".join(f"{escape(a)} as {escape(b)} ({share:.0%})" for a, b, share in judges["confused"]) or "none"
     return (
-        f"<p>On {judges['pictures']} truth renders of held-out families the judges' network names "
-        f"{judges['look_accuracy']:.1%} of the looks right by single frames, and {judges['clip_accuracy']:.1%} by the "
-        f"mean chance over {judges['frames']} frames of a clip. Looks it mixes up most: {mixed}. "
+        f"<p>On {judges['pictures']} truth renders of held-out families, of scenes that were not in its training, the "
+        f"judges' network names {judges['look_accuracy']:.1%} of the looks right by single frames, and "
+        f"{judges['clip_accuracy']:.1%} by the mean chance over {judges['frames']} frames of a clip. Looks it mixes up "
+        f"most: {mixed}. "
         f"The judges' depth network errs by {judges['depth_mae']:.4f} there, a flat map by "
         f"{judges['depth_mae_constant']:.4f}.</p>"
     )

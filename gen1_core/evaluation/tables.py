@@ -107,7 +107,7 @@ def accuracy_table(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[st
 
 
 def goals(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the issue asks for, and what was reached: ``[{goal, found, reached}]``."""
+    """What the paper's claims come to here, and what was reached: ``[{goal, found, reached}]``."""
     table, wins, accuracy = results["table"], results["wins"], results["accuracy"]
     sdedit = [name for name in ("sdedit_50", "sdedit_75", "sdedit_best") if name in wins]
     rate = min(wins[name]["truth"]["rate"] for name in sdedit)
