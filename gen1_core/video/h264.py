@@ -20,6 +20,10 @@ ENCODER_THREADS = 2
 LOOKAHEAD = 20
 """Frames x264 looks ahead; its default of 40 costs twice the memory and buys nothing at constant quality."""
 
+REPRODUCIBLE = "cpu-independent=1"
+"""The same file on every machine. Without it x264 with AVX-512 gives the same frames another file each time, where a
+side is no multiple of 16."""
+
 FINEST_CLOCK, FALLBACK_CLOCK = 1_000_000, 90_000
 """Ticks a second: time stamps whose common denominator is finer than the first are rounded to the second."""
 
@@ -81,7 +85,7 @@ def h264_stream(
     context.thread_count = ENCODER_THREADS
     context.color_primaries, context.color_trc, context.colorspace = BT709, BT709, BT709
     context.color_range = ColorRange.MPEG
-    options = {"crf": f"{crf:g}", "preset": "medium", "rc-lookahead": str(LOOKAHEAD)}
+    options = {"crf": f"{crf:g}", "preset": "medium", "rc-lookahead": str(LOOKAHEAD), "x264-params": REPRODUCIBLE}
     if varying:
         # MP4 tells durations in decoding order: only where that is the order of showing are they the frames' own.
         options["bf"] = "0"
