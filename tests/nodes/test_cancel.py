@@ -61,7 +61,7 @@ STAGES: dict[str, tuple[dict[str, Any], float]] = {
     ),
     "given depth": (
         node("Gen1_StructureFromImage", image=["video", 1], model=["model", 0], invert=True, **SHAPE),
-        0.3,
+        0.1,
     ),
     "encode": (node("Gen1_Encode", image=["part", 1], vae=["model", 1], model=["model", 0]), 0.3),
     "structure": (node("Gen1_Condition", model=["model", 0], structure=["depth", 0], content=["other words", 0]), 0.0),
