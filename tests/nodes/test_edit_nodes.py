@@ -206,7 +206,7 @@ def test_blur_level_gives_shapes_up(edited, told_apart):
 @pytest.mark.slow
 def test_structure_strength_is_how_much_depth_counts(told_apart):
     told = {strength: told_apart(structure_strength=strength) for strength in (0.0, 0.25, 0.5, 1.0)}
-    assert told[0.0] < told[0.25] < told[1.0] and told[0.0] < 0.3 * told[0.5]
+    assert told[0.0] < told[0.25] < told[0.5] < told[1.0] and told[0.0] < 0.3 * told[0.5]
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_content_scale_follows_the_content(edited):
 
 @pytest.mark.slow
 def test_temporal_scale_ties_frames_together(edited):
-    """Up to 1.25: at 1.5 today's model was seen to be no smoother than at 1 (0.0150 and 0.0147)."""
+    """Up to 1.25: at 1.5 today's model was seen to be no smoother than at 1 (both 0.0148; 1.25: 0.0135)."""
     restless = [unrest(edited(temporal_scale=scale, steps=8)) for scale in (0.0, 0.5, 1.0, 1.25)]
     assert restless == sorted(restless, reverse=True)
 
