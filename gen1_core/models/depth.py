@@ -20,7 +20,8 @@ from ..tensors import Images
 class DepthNetConfig:
     """Sizes of a DepthNet; the defaults make 1.3 M parameters.
 
-    ``train_size`` is the short side in pixels it was trained at: estimators bring images near it.
+    ``train_size`` is the short side in pixels it was trained at, or the middle of several: estimators bring images near
+    it.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: about five hours on two CPU cores, from a seed alone.
+"""The recipe of the embedded model: five to six hours on two CPU cores, from a seed alone.
 
 ``python -m gen1_core.recipes.tiny all --folder runs/tiny`` makes all of it. A part may also be named alone,
 stopped by ``--minutes`` and resumed by the same command.
@@ -28,6 +28,7 @@ from ..progress import progress
 from ..training.autoencoder import AutoencoderPlan
 from ..training.bank import BankConfig
 from ..training.clip import CLIPPlan
+from ..training.compose import Composition
 from ..training.depth import DepthPlan
 from ..training.engine import Engine
 from ..training.prior import PriorPlan
@@ -109,7 +110,7 @@ TINY = Recipe(
             evaluate_every=250,
         )
     ),
-    depth=DepthNetConfig(),
+    depth=DepthNetConfig(train_size=160),
     depth_plan=DepthPlan(
         fit=Fit(
             steps=6500,
@@ -118,7 +119,8 @@ TINY = Recipe(
             weight_decay=1e-3,
             ema_decay=0.995,
             evaluate_every=500,
-        )
+        ),
+        composition=Composition(sizes=(128, 160, 192)),
     ),
     prior=PriorConfig(depth=2),
     prior_plan=PriorPlan(

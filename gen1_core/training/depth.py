@@ -1,4 +1,4 @@
-"""Fitting the small depth network: rendered clips, recoloured so wildly that only shape and shading remain."""
+"""Fitting the small depth network: rendered clips, composed anew and recoloured until only shape and shading remain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..models.depth import DepthNet, DepthNetConfig
 from .bank import Bank, pictures
+from .compose import Composition, compose
 from .draws import WHOLE, Share
 from .loop import Losses, Task, seeded
 from .sheets import write_sheet
@@ -22,11 +23,15 @@ Maps = Float[Tensor, "n 1 h w"]
 
 @dataclass(frozen=True, kw_only=True)
 class DepthPlan:
-    """How the depth network is fitted: L1, and L1 of the gradients at three scales (as MiDaS)."""
+    """How the depth network is fitted: L1, and L1 of the gradients at three scales (as MiDaS).
+
+    Without a ``composition`` it sees the bank's pictures whole and at their size.
+    """
 
     fit: Fit
     gradient_weight: float = 0.7
     recolour: float = 0.25
+    composition: Composition | None = None
 
 
 def depth_task(
@@ -50,6 +55,8 @@ def depth_task(
         depth = bank.depth[clip, frame].to(device, torch.float32) / 255
         flip = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(device)
         images, depth = (torch.where(flip, part.flip(-1), part) for part in (images, depth))
+        if plan.composition:
+            images, depth = compose(images, depth, plan.composition, generator)
         images = augment(images, plan, generator)
         return depth_losses(model(share.of(images)), share.of(depth), plan)
 

@@ -13,6 +13,7 @@ from gen1_core.structure.estimator import (
     near_size,
     network_estimator,
     range_of,
+    refine,
     save_depth,
     scale_depth,
 )
@@ -132,11 +133,34 @@ def test_network_estimator_keeps_any_size(size: tuple[int, int]) -> None:
     assert network_estimator(small_net())(torch.rand(2, 3, *size)).shape == (2, 1, *size)
 
 
-def test_network_estimator_is_the_network_at_its_size() -> None:
+def test_network_estimator_is_the_refined_network_at_its_size() -> None:
     net, images = small_net(), torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        assert_close(network_estimator(net)(images), net(images))
+        assert_close(network_estimator(net)(images), refine(net(images), images, short_side=32))
     assert not network_estimator(net)(images).requires_grad
+
+
+def test_refine_gives_a_blurred_step_the_edge_of_the_picture() -> None:
+    images = torch.full((1, 3, 160, 160), 0.3)
+    images[..., 80:] = torch.tensor([0.8, 0.3, 0.1])[:, None, None]
+    blurred = torch.linspace(-8, 8, 160).sigmoid().expand(1, 1, 160, 160)
+    refined = refine(blurred, images, short_side=160)
+    step = lambda depth: float((depth[..., 80] - depth[..., 79]).mean())  # noqa: E731
+    assert step(refined) > 4 * step(blurred)
+    assert_close(refined[..., [0, -1]], blurred[..., [0, -1]], atol=0.02, rtol=0)
+
+
+def test_refine_adds_no_edge_to_flat_depth_and_takes_no_level_from_it() -> None:
+    images = torch.rand(2, 3, 64, 96)
+    flat = torch.full((2, 1, 64, 96), 0.4)
+    assert_close(refine(flat, images, short_side=64), flat, atol=1e-4, rtol=0)
+
+
+def test_refine_only_smooths_where_the_picture_is_even() -> None:
+    raw = torch.rand(1, 1, 64, 64)
+    refined = refine(raw, torch.full((1, 3, 64, 64), 0.5), short_side=64)
+    assert float(refined.std()) < 0.25 * float(raw.std())
+    assert abs(float(refined.mean()) - float(raw.mean())) < 0.01
 
 
 def test_network_estimator_returns_float32_from_any_precision() -> None:
