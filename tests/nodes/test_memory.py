@@ -145,7 +145,7 @@ def test_depth_asks_for_what_it_takes(host: Any, networks: Any, gen1: Any, monke
     spy, depth = Spy(), host.depth_wire(gen1.depth)
     monkeypatch.setattr(networks, "load", spy)
     depth(torch.zeros(2, 3, 256, 128))
-    assert spy.asked == [2 * (networks.BYTES_PER_INPUT_PIXEL * 256 * 128 + 16 * 256 * 128)]
+    assert spy.asked == [2 * (networks.BYTES_PER_INPUT_PIXEL * 320 * 160 + 16 * 256 * 128)]
 
 
 def test_depth_of_a_clip_waits_on_the_cpu(pack: Any, gen1: Any) -> None:

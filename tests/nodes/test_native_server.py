@@ -86,7 +86,7 @@ def lora(server) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     width, low = TINY.unet.cross_attention_dim, TINY.unet.block_out_channels[-1]
     halves = {f"{layer}.lora_down.weight": (4, width), f"{layer}.lora_up.weight": (low, 4)}
-    tensors = {name: torch.randn(*shape, generator=generator) for name, shape in halves.items()}
+    tensors = {name: 2 * torch.randn(*shape, generator=generator) for name, shape in halves.items()}
     save_file(tensors, folder / "native.safetensors")
     return "native.safetensors"
 
