@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: five to six hours on two CPU cores, from a seed alone.
+"""The recipe of the embedded model: about five hours on two CPU cores, from a seed alone.
 
 ``python -m gen1_core.recipes.tiny all --folder runs/tiny`` makes all of it. A part may also be named alone,
 stopped by ``--minutes`` and resumed by the same command.

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..structure.estimator import HIGH_PERCENTILE, LOW_PERCENTILE
 from ..tensors import Images
 
 Maps = Float[Tensor, "n 1 h w"]
@@ -112,9 +113,9 @@ def _body(
 def _whole_range(depth: Maps) -> Maps:
     """The depth from 0 to 1 again, by the percentiles that a clip's are scaled by; a flat one as it is."""
     flat = rearrange(depth, "n 1 h w -> n (h w)")
-    low, high = (rearrange(flat.quantile(q, dim=1), "n -> n 1 1 1") for q in (0.01, 0.99))
+    low, high = (rearrange(flat.quantile(q, dim=1), "n -> n 1 1 1") for q in (LOW_PERCENTILE, HIGH_PERCENTILE))
     scaled = ((depth - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
-    return torch.where(high - low > STANDS_OUT, scaled, depth)
+    return torch.where(high - low > STANDS_OUT, scaled, depth.clamp(0, 1))
 
 
 def _other_surfaces(images: Images, depth: Maps, generator: torch.Generator) -> Images:

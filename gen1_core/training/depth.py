@@ -12,13 +12,11 @@ from torch.nn import functional as F
 
 from ..models.depth import DepthNet, DepthNetConfig
 from .bank import Bank, pictures
-from .compose import Composition, compose
+from .compose import Composition, Maps, compose
 from .draws import WHOLE, Share
 from .loop import Losses, Task, seeded
 from .sheets import write_sheet
 from .stages import Fit
-
-Maps = Float[Tensor, "n 1 h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
