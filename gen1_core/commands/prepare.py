@@ -45,6 +45,9 @@ def add_prepare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--looks", type=int, default=config.looks, help="styles of each scene of the world")
     command.add_argument("--captions", type=int, default=config.captions, help="captions of each of those styles")
+    command.add_argument(
+        "--reliefs", type=int, default=config.reliefs, help="styles of the world that the depth of a real clip gets"
+    )
     command.add_argument("--shard", type=int, default=config.shard, help="samples of a shard")
     command.add_argument("--seed", type=int, default=config.seed, help="draws the levels")
     command.add_argument(
@@ -75,7 +78,7 @@ def prepare_command(options: argparse.Namespace) -> None:
         )
     config = PrepareConfig(
         **{name: getattr(options, name) for name in ("size", "frames", "stride", "multiple", "levels", "looks")},
-        **{name: getattr(options, name) for name in ("captions", "shard", "seed")},
+        **{name: getattr(options, name) for name in ("captions", "reliefs", "shard", "seed")},
         hop=(options.frames - 1) * options.stride + 1 if options.hop is None else options.hop,
         cuts=CutConfig(least=options.cut),
     )

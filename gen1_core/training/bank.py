@@ -159,15 +159,21 @@ def draw_style(generator: torch.Generator, preset_share: float, *, family: str, 
         return named_style(family, generator, held_out=True)
     if split == "looks":
         return random_style(generator, held_out=True)
-    if float(torch.rand(1, generator=generator)) >= preset_share:
-        return random_style(generator)
     # Held-out families are new in every style: the rule of pairs is for the trained ones.
-    return named_style(family, generator) if split == "train" else any_named_style(generator)
+    if split == "families":
+        return any_style(generator, preset_share)
+    return named_style(family, generator) if _chance(preset_share, generator) else random_style(generator)
 
 
-def any_named_style(generator: torch.Generator) -> Style:
-    """A named style."""
+def any_style(generator: torch.Generator, preset_share: float) -> Style:
+    """A named style, or one composed at random, for what belongs to none of the trained families."""
+    if not _chance(preset_share, generator):
+        return random_style(generator)
     return list(PRESETS.values())[int(torch.randint(0, len(PRESETS), (1,), generator=generator))]
+
+
+def _chance(share: float, generator: torch.Generator) -> bool:
+    return float(torch.rand(1, generator=generator)) < share
 
 
 def look_of(style: Style) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from gen1_core.checkpoints.files import config_from_plain
 from gen1_core.cli import main
 from gen1_core.frames import encode_source, read_depth
 from gen1_core.loading import load_gen1
@@ -37,6 +38,7 @@ from gen1_core.training.prepare.networks import NetworkFiles
 from gen1_core.training.prepare.run import Summary, in_turn, prepare
 from gen1_core.training.prepare.sources import PrepareConfig, snap
 from gen1_core.training.shards import open_shards
+from gen1_core.training.world import Style, render_reliefs
 from gen1_core.video.clip import MemoryClip
 
 SMALL = PrepareConfig(size=32, frames=3, stride=2, hop=5, multiple=16, shard=2, captions=2)
@@ -171,6 +173,35 @@ def test_all_levels_can_be_kept(clips: Path, files: NetworkFiles, tmp_path: Path
     prepare([str(clips / "a.webp")], tmp_path / "out", replace(SMALL, levels="all"), files)
     sample = open_shards(tmp_path / "out").read(0)
     assert sample.levels == tuple(range(8)) and len(sample.depth) == 8
+
+
+def test_reliefs_show_the_depth_of_a_real_clip_in_styles_of_the_world(
+    clips: Path, files: NetworkFiles, whole: tuple[Path, Summary], tmp_path: Path
+) -> None:
+    sources = [str(clips / name) for name in ("a.webp", "c.webp", "d.png")]
+    prepare([*sources, "world:1"], tmp_path / "out", replace(SMALL, reliefs=2), files)
+    plain, shards, gen1 = open_shards(whole[0]), open_shards(tmp_path / "out"), load_gen1(files.model)
+    shown = [shards.read(number) for number in range(len(shards))]
+    assert [(s.kind, len(s.rgb), len(s.looks)) for s in shown] == [
+        *[("video", 3, 3)] * 4,
+        ("image", 3, 3),
+        ("world", 2, 2),
+    ]
+    for sample, number in ((shown[0], 0), (shown[3], 4)):
+        # The clip itself, its depth and what is said of it are those of a run without reliefs.
+        before = plain.read(number)
+        assert torch.equal(sample.rgb[:1], before.rgb) and torch.equal(sample.images[:1], before.images)
+        assert torch.equal(sample.depth, before.depth) and sample.levels == before.levels
+        assert sample.captions[:1] == before.captions and sample.looks[0] == ""
+    frames = scene(11, seed=1)[0:5:2]
+    depth, _ = read_depth(gen1, MemoryClip(frames))
+    styles = [config_from_plain(Style, json.loads(look)) for look in shown[0].looks[1:]]
+    for look, made in enumerate(render_reliefs(depth[0, 0], styles), 1):
+        # Other frames share its chunk here, and convolutions of other batches round otherwise.
+        assert_close(shown[0].rgb[look].float(), encode_source(gen1, MemoryClip(made))[0], rtol=0, atol=2e-3)
+    assert [len(said) for said in shown[0].captions] == [2, 2, 2] and shown[0].texts.shape == (3, 2, 16)
+    assert shown[2].captions == [[], [], []] and shown[2].texts.shape == (3, 0, 16)
+    assert shown[0].looks[1:] != shown[1].looks[1:]
 
 
 def test_lists_and_patterns_name_the_same_files(clips: Path, files: NetworkFiles, tmp_path: Path) -> None:
@@ -386,6 +417,7 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.Monkey
     ("change", "advice"),
     [
         ({"frames": 0}, "at least 1"),
+        ({"reliefs": -1}, "give 0 for none"),
         ({"size": 40}, "128 and 32, or 512 and 64"),
     ],
 )

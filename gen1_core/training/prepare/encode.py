@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
@@ -16,10 +16,14 @@ from ...structure.estimator import MAX_BLUR_LEVEL, range_of, scale_depth
 from ...tensors import Bytes, Depth, to_bytes, to_float
 from ...video.geometry import resize
 from ...video.read import Video
-from ..bank import BankConfig, render_clip
+from ..bank import BankConfig, any_style, look_of, render_clip
 from ..loop import generator_at
+from ..world import caption, render_reliefs
 from .networks import Networks
 from .sources import PrepareConfig, Unit
+
+NAMED_SHARE = 0.6
+"""Of the styles that a relief is shown in, the share of named ones; the others are composed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,27 @@ def render_scene(unit: Unit, config: PrepareConfig, *, device: torch.device) -> 
     clip = render_clip(bank, unit.first, device=device)
     depth = rearrange(clip.depth[0].float() / 255, "f 1 h w -> 1 1 f h w")
     return Scene(rgb=clip.rgb[0], depth=depth, captions=clip.captions[0], looks=clip.looks[0], family=clip.families[0])
+
+
+@torch.inference_mode()
+def with_reliefs(
+    scene: Scene, unit: Unit, config: PrepareConfig, networks: Networks, clock: Clock, *, device: torch.device
+) -> Scene:
+    """The scene of a real clip also in styles of the world: its depth as a relief, with as many captions each."""
+    generator = generator_at(config.seed, f"relief {unit.source}", unit.first)
+    styles = [any_style(generator, NAMED_SHARE) for _ in range(config.reliefs)]
+    with clock.part("depth"):
+        depth = estimate(to_float(scene.rgb[0].to(device)), networks, chunk=config.chunk)
+    with clock.part("render"):
+        reliefs = render_reliefs(rearrange(depth, "1 1 f h w -> f h w"), styles)
+    said = [[caption(style, None, generator) for _ in scene.captions[0]] for style in styles]
+    return replace(
+        scene,
+        rgb=torch.cat([scene.rgb, reliefs.cpu()]),
+        depth=depth,
+        captions=[*scene.captions, *said],
+        looks=[*scene.looks, *(look_of(style) for style in styles)],
+    )
 
 
 def fit(frames: Bytes, *, height: int, width: int) -> UInt8[Tensor, "n 3 height width"]:

@@ -17,7 +17,7 @@ from ...structure.blur import NO_STRUCTURE_DEPTH
 from ...tensors import OnStep, ignore_progress
 from ...video.read import Video, open_video
 from ..shards import FORMAT, index_path, shard_path
-from .encode import Clock, encode_scene, levels_of, read_scene, render_scene
+from .encode import Clock, encode_scene, levels_of, read_scene, render_scene, with_reliefs
 from .files import ShardWriter, clean, finish_index, finished, require_webdataset, whole, write_json, write_lines
 from .networks import NetworkFiles, Networks, load_networks
 from .sources import PrepareConfig, Unit, World, expand, identity, scan, stamp, units_of, units_of_world
@@ -263,6 +263,8 @@ def write_shard(
                 continue
             levels = levels_of(unit, config)
             try:
+                if config.reliefs and unit.kind != "world":
+                    scene = with_reliefs(scene, unit, config, networks, clock, device=device)
                 tensors = encode_scene(scene, levels, networks, clock, device=device, chunk=config.chunk)
             except ValueError as error:
                 errors.append(_error(unit, error))

@@ -36,8 +36,8 @@ class PrepareConfig:
     ``size`` is the short side in pixels, and both sides become multiples of ``multiple``. A clip has ``frames`` frames,
     every ``stride``-th of the video, and the next one of the same scene begins ``hop`` frames later. ``levels``: the
     depth at t_s = 0 and at one level drawn for each clip, or at all eight. ``looks`` and ``captions`` are styles per
-    scene of the procedural world and captions per style. ``shard`` samples go into one file; ``chunk`` frames at a time
-    through the networks.
+    scene of the procedural world and captions per style. Beside itself a real clip is shown as ``reliefs`` of its depth
+    in styles of the world. ``shard`` samples go into one file; ``chunk`` frames at a time through the networks.
     """
 
     size: int = 128
@@ -48,6 +48,7 @@ class PrepareConfig:
     levels: Levels = "one"
     looks: int = 2
     captions: int = 4
+    reliefs: int = 0
     shard: int = 64
     chunk: int = 8
     seed: int = 0
@@ -59,6 +60,8 @@ class PrepareConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)} leaves nothing to prepare; give a number of at least 1."
                 )
+        if self.reliefs < 0:
+            raise ValueError(f"reliefs={self.reliefs} is no number of styles; give 0 for none.")
         if self.multiple % 8 or self.size % self.multiple:
             raise ValueError(
                 f"size={self.size} with multiple={self.multiple} is no size that autoencoder and U-Net can halve; "

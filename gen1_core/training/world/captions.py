@@ -53,14 +53,15 @@ def known_words() -> frozenset[str]:
     return frozenset(re.findall(r"[a-z]+", " ".join(texts)))
 
 
-def caption(style: Style, family: str, generator: torch.Generator, *, paraphrase: bool = False) -> str:
+def caption(style: Style, family: str | None, generator: torch.Generator, *, paraphrase: bool = False) -> str:
     """Describes a style, and in about half of the draws the scene; follows from the generator's state.
 
-    With ``paraphrase`` a named style is described in words that training never shows together.
+    A scene without a family, a real clip, is never named. With ``paraphrase`` a named style is described in words that
+    training never shows together.
     """
     dice = Dice(generator=generator)
     named = dice.chance(0.5)
-    noun = dice.pick(NOUNS[family]) if named else ""
+    noun = dice.pick(NOUNS[family]) if named and family else ""
     titles = style.paraphrases if paraphrase else style.titles
     return titled(titles, noun, dice) if titles else composed(style, noun, dice)
 
