@@ -376,7 +376,7 @@ def lora_of(unet: torch.nn.Module, name: Any, down: str, up: str, *, layers: Any
     for layer in layers:
         out, width = state[f"{layer}.weight"].shape
         found[name(layer) + down] = torch.randn(4, width, generator=generator)
-        found[name(layer) + up] = torch.randn(out, 4, generator=generator)
+        found[name(layer) + up] = 2 * torch.randn(out, 4, generator=generator)
     return found
 
 
