@@ -44,7 +44,7 @@ def test_a_ball_has_the_normals_of_a_ball() -> None:
     middle = shrunk(inside, 5)
     cosine = (found.outward[:, 0] * truth).sum(dim=0)[middle]
     assert middle.sum() > 500 and cosine.min() > 0.97 and cosine.mean() > 0.995
-    assert torch.equal(found.sky[0], ~(depth[0] > 0)) or (found.sky[0] != ~inside).float().mean() < 0.1
+    assert (found.sky[0] == inside).float().mean() < 0.05  # but for a border that is softened
     assert (found.slot[0][middle] < PAINT_SLOTS).all()
 
 
