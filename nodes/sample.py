@@ -356,7 +356,7 @@ def sliders() -> list[Any]:
             default=0,
             min=0,
             max=1000,
-            tooltip="Denoising steps: more is finer and takes longer. 0 is as the model prefers (the embedded one: 8).",
+            tooltip="Denoising steps: more is finer and takes longer. 0 is as the model prefers (the embedded one: 4).",
         ),
         io.Float.Input(
             "strength",

@@ -46,10 +46,10 @@ def add_prepare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--looks", type=int, default=config.looks, help="styles of each scene of the world")
     command.add_argument("--captions", type=int, default=config.captions, help="captions of each of those styles")
     command.add_argument(
-        "--reliefs", type=int, default=config.reliefs, help="styles of the world that the depth of a real clip gets"
+        "--reliefs", type=int, default=config.reliefs, help="styles of the world that the depth of each real clip gets"
     )
     command.add_argument("--shard", type=int, default=config.shard, help="samples of a shard")
-    command.add_argument("--seed", type=int, default=config.seed, help="draws the levels")
+    command.add_argument("--seed", type=int, default=config.seed, help="draws the levels, and the styles of reliefs")
     command.add_argument(
         "--cut", type=float, default=config.cuts.least, help="0..1: a change of the picture from which on it is a cut"
     )

@@ -190,14 +190,15 @@ def test_reliefs_show_the_depth_of_a_real_clip_in_styles_of_the_world(
     for sample, number in ((shown[0], 0), (shown[3], 4)):
         # The clip itself, its depth and what is said of it are those of a run without reliefs.
         before = plain.read(number)
-        assert torch.equal(sample.rgb[:1], before.rgb) and torch.equal(sample.images[:1], before.images)
+        # Other frames share its chunks, and convolutions of other batches may round otherwise.
+        assert_close(sample.rgb[:1], before.rgb, rtol=0, atol=2e-3)
+        assert_close(sample.images[:1], before.images, rtol=0, atol=2e-3)
         assert torch.equal(sample.depth, before.depth) and sample.levels == before.levels
         assert sample.captions[:1] == before.captions and sample.looks[0] == ""
     frames = scene(11, seed=1)[0:5:2]
     depth, _ = read_depth(gen1, MemoryClip(frames))
     styles = [config_from_plain(Style, json.loads(look)) for look in shown[0].looks[1:]]
     for look, made in enumerate(render_reliefs(depth[0, 0], styles), 1):
-        # Other frames share its chunk here, and convolutions of other batches round otherwise.
         assert_close(shown[0].rgb[look].float(), encode_source(gen1, MemoryClip(made))[0], rtol=0, atol=2e-3)
     assert [len(said) for said in shown[0].captions] == [2, 2, 2] and shown[0].texts.shape == (3, 2, 16)
     assert shown[2].captions == [[], [], []] and shown[2].texts.shape == (3, 0, 16)

@@ -58,7 +58,7 @@ def relief(depth: Planes) -> Surface:
     """The surface of a depth map, seen by a camera that stands still and looks straight ahead."""
     height, width = depth.shape[-2:]
     # Depth that a network estimates has ripples, which a light from the side would show as crumpled foil.
-    fine = blurred(rearrange(depth, "f h w -> f 1 h w"), max(1, height // 128))
+    fine = blurred(rearrange(depth.float(), "f h w -> f 1 h w"), max(1, height // 128))
     near = rearrange(fine, "f 1 h w -> f h w")
     sky = near < SKY
     distance = NEAREST / near.clamp(min=SKY)
