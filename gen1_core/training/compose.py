@@ -15,14 +15,9 @@ from torch.nn import functional as F
 
 from ..structure.estimator import HIGH_PERCENTILE, LOW_PERCENTILE
 from ..tensors import Images
+from .world.relief import STANDS_OUT, stands_out
 
 Maps = Float[Tensor, "n 1 h w"]
-
-GROUND = 0.3
-"""Of the depths in a row of pixels, the fraction that is taken for the ground: what stands out of it is a body."""
-
-STANDS_OUT = 0.08
-"""How much nearer than the ground beside it a body is, in 0..1."""
 
 OCTAVES = (2, 4, 8, 16, 32, 64)
 """Cells along a side of the noise that surfaces are made of."""
@@ -99,8 +94,7 @@ def _body(
     images: Images, depth: Maps, size: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 1 s s"], Bool[Tensor, "n 1 s s"]]:
     """The bodies of a scene without its ground, at another place, size and distance."""
-    ground = depth.quantile(GROUND, dim=3, keepdim=True)
-    alone = torch.where(depth > ground + STANDS_OUT, depth, 0)
+    alone = torch.where(stands_out(depth), depth, 0)
     count = len(images)
     window = 0.5 + 1.2 * _uniform(count, images, generator)
     shift = 0.5 * (2 * _uniform(count, images, generator, 2) - 1)

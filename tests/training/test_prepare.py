@@ -251,12 +251,14 @@ def test_a_file_that_goes_bad_after_the_scan_costs_its_clips_alone(
     assert summary.samples == 4 and len(open_shards(tmp_path / "out")) == 4
 
 
+@pytest.mark.parametrize("reliefs", [0, 2])
 def test_a_stopped_run_goes_on_to_the_same_bytes(
-    clips: Path, files: NetworkFiles, whole: tuple[Path, Summary], tmp_path: Path
+    reliefs: int, clips: Path, files: NetworkFiles, tmp_path: Path
 ) -> None:
-    out = tmp_path / "stopped"
+    out, uncut, config = tmp_path / "stopped", tmp_path / "uncut", replace(SMALL, reliefs=reliefs)
+    prepare([str(clips), "world:2"], uncut, config, files)
     with pytest.raises(KeyboardInterrupt):
-        prepare([str(clips), "world:2"], out, SMALL, files, run=stopping_after(2))
+        prepare([str(clips), "world:2"], out, config, files, run=stopping_after(2))
     before = (out / "part-000001.tar").stat().st_mtime_ns
     assert not (out / "part-000002.tar").exists()
     # What a kill leaves: a file half written, a shard whose index is not there yet, half a line in the log.
@@ -264,11 +266,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     (out / "part-000002.tar").write_bytes(b"no index")
     with (out / "scan.jsonl").open("ab") as log:
         log.write(b'{"path": "half')
-    summary = prepare([str(clips), "world:2"], out, SMALL, files)
+    summary = prepare([str(clips), "world:2"], out, config, files)
     assert summary.kept == 2 and (out / "part-000001.tar").stat().st_mtime_ns == before
-    assert made(out) == made(whole[0])
-    again = prepare([str(clips), "world:2"], out, SMALL, files)
-    assert again.kept == 4 and again.frames == 0 and made(out) == made(whole[0])
+    assert made(out) == made(uncut)
+    again = prepare([str(clips), "world:2"], out, config, files)
+    assert again.kept == 4 and again.frames == 0 and made(out) == made(uncut)
+
+
+def test_folders_that_are_older_than_reliefs_go_on(clips: Path, files: NetworkFiles, tmp_path: Path) -> None:
+    """Their settings, and so the identities of their shards, hold nothing of reliefs."""
+    out, source = tmp_path / "out", [str(clips / "a.webp")]
+    prepare(source, out, SMALL, files)
+    assert "reliefs" not in json.loads((out / "prepare.json").read_text(encoding="utf-8"))["config"]
+    assert prepare(source, out, SMALL, files).kept == 1
+    with pytest.raises(ValueError, match="reliefs differ"):
+        prepare(source, out, replace(SMALL, reliefs=1), files)
 
 
 def test_another_source_changes_only_its_shards(clips: Path, files: NetworkFiles, whole: tuple[Path, Summary]) -> None:

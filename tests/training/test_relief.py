@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gen1_core.training.world import PRESETS, caption, known_words, random_style, render_reliefs
+from gen1_core.training.world.effects import edges
 from gen1_core.training.world.geometry import GROUND_SLOT, PAINT_SLOTS
 from gen1_core.training.world.relief import NEAREST, SPREAD, relief
 from gen1_core.training.world.surface import screen
@@ -50,8 +51,9 @@ def test_a_ball_has_the_normals_of_a_ball() -> None:
 
 def test_the_line_around_a_body_is_closed_and_nowhere_else() -> None:
     depth, _, inside = ball()
-    line = relief(depth).solid[0].bool()
-    # From the middle outwards every direction meets it once or twice, at the edge of the ball.
+    found = relief(depth)
+    line = found.solid[0].bool()
+    drawn = edges(found, supersample=1)[0, 0]
     ys, xs = torch.nonzero(line, as_tuple=True)
     centre = (SIZE - 1) / 2
     radius = (inside.sum() / torch.pi).sqrt()
@@ -59,7 +61,9 @@ def test_the_line_around_a_body_is_closed_and_nowhere_else() -> None:
     assert (reached - radius).abs().max() < 4
     angle = torch.atan2(ys - centre, xs - centre)
     sectors = torch.histc(angle, bins=36, min=-torch.pi, max=torch.pi)
-    assert (sectors > 0).all()
+    assert (sectors > 0).all()  # in every direction
+    assert drawn[line].min() > 0.3
+    assert drawn[shrunk(inside, 8)].max() == 0 and drawn[shrunk(~inside, 8)].max() == 0
 
 
 def test_a_plane_below_the_camera_is_ground_without_lines() -> None:
@@ -68,7 +72,7 @@ def test_a_plane_below_the_camera_is_ground_without_lines() -> None:
     bottom = found.slot[0, 3 * SIZE // 4 :, 4:-4]
     assert (bottom == GROUND_SLOT).all()
     assert found.outward[1, 0, 3 * SIZE // 4 : -4].min() > 0.95
-    assert not found.solid[0, 3 * SIZE // 4 :].any()
+    assert not edges(found, supersample=1)[0, 0, 3 * SIZE // 4 :].any()
     assert found.sky[0, : SIZE // 2 - 2].all()
 
 
@@ -77,8 +81,8 @@ def test_a_flat_map_has_no_forms(value: float) -> None:
     found = relief(torch.full((2, 32, 48), value))
     facing = repeat(torch.tensor([0.0, 0.0, 1.0]), "c -> c f h w", f=2, h=32, w=48)
     assert_close(found.normal, facing, rtol=0, atol=1e-4)
-    assert not found.solid.any() and (found.openness == 1).all()
-    assert found.sky.all() == (value == 0)
+    assert not edges(found, supersample=1).any() and (found.openness == 1).all()
+    assert found.sky.all() == found.sky.any() == (value == 0)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -96,7 +96,7 @@ def prepare(
 def claim(out: Path, config: PrepareConfig, weights: dict[str, str]) -> None:
     """Write down what the folder is made with; refuse one that was made with something else."""
     path = out / "prepare.json"
-    about = json.loads(json.dumps({"format": FORMAT, "config": asdict(config), "weights": weights}))
+    about = json.loads(json.dumps({"format": FORMAT, "config": settings(config), "weights": weights}))
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         if there.get("format") != FORMAT:
@@ -114,6 +114,11 @@ def claim(out: Path, config: PrepareConfig, weights: dict[str, str]) -> None:
             )
         return
     write_json(path, about)
+
+
+def settings(config: PrepareConfig) -> Plain:
+    """What is written down of a config: no reliefs are not, so that folders go on that are older than these."""
+    return {name: value for name, value in asdict(config).items() if name != "reliefs" or value}
 
 
 def plan(
@@ -178,7 +183,7 @@ def make_shards(
     count = -(-len(units) // config.shard)
     for number in range(count):
         part = [asdict(unit) for unit in units[number * config.shard : (number + 1) * config.shard]]
-        told = identity(asdict(config), weights, number, part)
+        told = identity(settings(config), weights, number, part)
         index = finished(out, number, told)
         if index is None:
             jobs.append({"shard": number, "units": part, "identity": told})

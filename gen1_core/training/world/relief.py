@@ -8,8 +8,8 @@ so all of this is read from the map itself, and a network that sees the map can 
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Float, UInt8
+from einops import repeat
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ BACKGROUND = 0.3
 """Of the depths in a row of pixels, the fraction that is taken for what is behind: what stands out of it is a body."""
 
 STANDS_OUT = 0.08
-"""How much nearer than what is behind it a body is."""
+"""How much nearer than what is behind it a body is, in 0..1."""
 
 STEEP = 0.16
 """Change of the logarithm of distance, over 1/64 of the height, from which on it is an outline."""
@@ -58,8 +58,7 @@ def relief(depth: Planes) -> Surface:
     """The surface of a depth map, seen by a camera that stands still and looks straight ahead."""
     height, width = depth.shape[-2:]
     # Depth that a network estimates has ripples, which a light from the side would show as crumpled foil.
-    fine = blurred(rearrange(depth.float(), "f h w -> f 1 h w"), max(1, height // 128))
-    near = rearrange(fine, "f 1 h w -> f h w")
+    near = blurred(depth.float(), max(1, height // 128))
     sky = near < SKY
     distance = NEAREST / near.clamp(min=SKY)
     x = repeat(screen(width, device=depth.device) * (SPREAD * width / height), "w -> f h w", f=len(depth), h=height)
@@ -68,16 +67,11 @@ def relief(depth: Planes) -> Surface:
     position = rays * distance
     normal = normals(position)
     # Bodies, ground and what is behind, each by what the map shows of it.
-    # Frame by frame, as older releases of torch refuse quantiles of more than 16 million numbers.
-    behind = torch.stack([frame.quantile(BACKGROUND, dim=-1, keepdim=True) for frame in near])
-    body = near > behind + STANDS_OUT
-    radius = max(1, height // 16)
-    cover = blurred(rearrange(body.float(), "f h w -> f 1 h w"), radius)
-    mean = blurred(rearrange(near * body, "f h w -> f 1 h w"), radius) / cover.clamp(min=1e-3)
-    in_front = rearrange(mean, "f 1 h w -> f h w") > 0.5
-    upward = rearrange(blurred(rearrange(normal[1], "f h w -> f 1 h w"), max(1, height // 64)), "f 1 h w -> f h w")
-    ground = ~body & ~sky & (upward > FLAT)
-    slot = torch.where(body, torch.where(in_front, NEAR_SLOT, FAR_SLOT), torch.where(ground, GROUND_SLOT, WALL_SLOT))
+    body = stands_out(near)
+    around = max(1, height // 16)
+    body_depth = blurred(near * body, around) / blurred(body.float(), around).clamp(min=1e-3)
+    colour = torch.where(body_depth > 0.5, NEAR_SLOT, FAR_SLOT)
+    ground = ~body & ~sky & (blurred(normal[1], max(1, height // 64)) > FLAT)
     grain = TEXTURE_SPAN / SPREAD
     return Surface(
         distance=torch.where(sky, FAR, distance),
@@ -86,15 +80,23 @@ def relief(depth: Planes) -> Surface:
         texture=position * grain,
         position=position,
         view=F.normalize(rays, dim=0),
-        slot=slot,
+        slot=torch.where(body, colour, torch.where(ground, GROUND_SLOT, WALL_SLOT)),
+        # Two solids, outlines and all the rest: so lines come along outlines, and along creases as on any solid.
         solid=outlined(distance).long(),
-        openness=openness(fine),
+        openness=openness(near),
         ground=ground,
         sky=sky,
         nearness=1.0,
         footprint=2 * SPREAD / height,
         grain=grain,
     )
+
+
+def stands_out(depth: Float[Tensor, "*axes h w"]) -> Bool[Tensor, "*axes h w"]:
+    """Bodies: what is nearer than most of its row of pixels, of each frame."""
+    # Frame by frame, as older releases of torch refuse quantiles of more than 16 million numbers.
+    behind = torch.stack([frame.quantile(BACKGROUND, dim=-1, keepdim=True) for frame in depth])
+    return depth > behind + STANDS_OUT
 
 
 def normals(position: Float[Tensor, "3 f h w"]) -> Float[Tensor, "3 f h w"]:
@@ -110,15 +112,15 @@ def outlined(distance: Planes) -> Planes:
 
     The lines are the zero crossings of the second derivative (Marr and Hildreth 1980), in the middle of a slope.
     """
-    logarithm = rearrange(distance.log(), "f h w -> f 1 h w")
+    logarithm = distance.log()
     reach = max(1, distance.shape[-2] // 64)
     step = F.max_pool2d(logarithm, 2 * reach + 1, 1, reach) + F.max_pool2d(-logarithm, 2 * reach + 1, 1, reach)
     bend = logarithm - blurred(logarithm, reach)
     beside = F.max_pool2d((bend > 0).float(), 3, 1, 1)
-    return rearrange((step > STEEP) * (bend < 0) * beside, "f 1 h w -> f h w")
+    return (step > STEEP) * (bend < 0) * beside
 
 
-def openness(depth: Float[Tensor, "f 1 h w"]) -> Planes:
+def openness(depth: Planes) -> Planes:
     """1 in the open, less where what is around is nearer: the darkening of a blurred depth buffer."""
     hidden = blurred(depth, max(1, depth.shape[-2] // 24)) - depth
-    return rearrange(1 - (4 * hidden).clamp(0, 0.6), "f 1 h w -> f h w")
+    return 1 - (4 * hidden).clamp(0, 0.6)
