@@ -57,6 +57,7 @@ def by_core(frames: int, seed: int) -> dict[str, Any]:
 def by_node(frames: int, seed: int) -> dict[str, Any]:
     """Our own."""
     how = {"content_scale": SCALE, "temporal_scale": 1.0, "steps": STEPS, "strength": 1.0, "seed": seed}
+    how["structure_scale"] = 1.0  # as KSampler, which knows none
     wires = {"model": ["load", 0], "structure": ["structure", 0], "content": ["content", 0]}
     sampled = node("Gen1_Sampler", **wires, **how, sampler="euler", window=0, overlap=2)
     return {**parts(frames), "sampled": sampled, "saved": saved()}
@@ -86,7 +87,7 @@ def by_library(frames: int) -> Any:
     gen1 = load_gen1("tiny")
     structure = Structure(depth=torch.full((1, 1, frames, SIDE, SIDE), 128 / 255))
     content = describe(gen1, prompt=PROMPT)
-    options = replace(gen1.defaults, steps=STEPS, sampler="euler", content_scale=SCALE, passes=1)
+    options = replace(gen1.defaults, steps=STEPS, sampler="euler", content_scale=SCALE, structure_scale=1.0, passes=1)
 
     def seconds(seed: int) -> float:
         started = time.perf_counter()

@@ -170,6 +170,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--temporal-scale", type=float, help="omega_t: below 1 livelier, above 1 smoother over time; 1 is off"
     )
+    command.add_argument("--structure-scale", type=float, help="above 1 draws the shapes more clearly; 1 is off")
     command.add_argument("--steps", type=int, help="denoising steps: more is slower and finer")
     command.add_argument("--sampler", choices=sorted(SAMPLERS))
     command.add_argument("--strength", type=float, help="0..1: below 1 starts from the source's own picture")

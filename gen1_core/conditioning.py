@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .content.encoder import Content
-from .diffusion.condition import Condition, Denoiser
+from .diffusion.condition import Condition, Denoiser, Hint
 from .diffusion.guidance import structure_between
 from .diffusion.prediction import Network
 from .gen1 import DEPTH_CHANNELS, Gen1, beside_channels, compute_dtype, reads_encoded_depth
@@ -94,9 +94,14 @@ def without_structure(gen1: Gen1, condition: Condition, hints: Sequence[Structur
 
 
 def muted(condition: Condition, *, index: int) -> Condition:
-    """The condition with one control network silent."""
-    hints = [replace(hint, strength=0.0) if i == index else hint for i, hint in enumerate(condition.hints)]
-    return replace(condition, hints=tuple(hints))
+    """The condition with one control network silent: a pixel of each frame stands for a hint that nobody looks at."""
+
+    def silent(hint: Hint) -> Hint:
+        return replace(hint, strength=0.0, image=hint.image[..., :1, :1])
+
+    return replace(
+        condition, hints=tuple(silent(hint) if i == index else hint for i, hint in enumerate(condition.hints))
+    )
 
 
 def during(

@@ -51,10 +51,11 @@ class EditOptions:
     """The sliders of one edit.
 
     ``blur_level`` is the paper's t_s (0 keeps every detail of the depth, 7 almost none); ``content_scale`` and
-    ``temporal_scale`` are omega and omega_t of Eq. 8 (1 is off); ``strength`` below 1 starts from the source's own
-    latents; ``structure_start`` and ``structure_end`` are fractions of the sampling steps between which the structure
-    is shown. ``window`` frames are denoised together (0: as many as the model was trained on), neighbours share
-    ``overlap``. ``passes`` is the number of guidance passes per network call: 2 is fast on a GPU, 1 saves memory.
+    ``temporal_scale`` are omega and omega_t of Eq. 8, and ``structure_scale`` is to the structure what omega is to the
+    content (1 is off; ``guided``). ``strength`` below 1 starts from the source's own latents; ``structure_start`` and
+    ``structure_end`` are fractions of the sampling steps between which the structure is shown. ``window`` frames are
+    denoised together (0: as many as the model was trained on), neighbours share ``overlap``. ``passes`` is the number
+    of guidance passes per network call: 2 is fast on a GPU, 1 saves memory.
     """
 
     blur_level: int = 0
@@ -63,6 +64,7 @@ class EditOptions:
     structure_end: float = 1.0
     content_scale: float = 7.5
     temporal_scale: float = 1.0
+    structure_scale: float = 1.0
     steps: int = 50
     sampler: str = "ddim"
     spacing: Spacing = "trailing"
@@ -86,7 +88,7 @@ class EditOptions:
         for name in ("steps", "passes", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} would do no work; give a whole number of at least 1.")
-        for name in ("content_scale", "temporal_scale"):
+        for name in ("content_scale", "temporal_scale", "structure_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is no weight to push with; give a number of 0 or more (1 is off)."

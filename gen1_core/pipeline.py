@@ -149,10 +149,18 @@ def generate(
     begin = source.to(device) if source is not None and options.strength < 1 else None
     x = start(begin, noise.initial().to(device), sigmas[0])
 
+    free = without_structure(gen1, condition, ())
     denoise = as_denoiser(network(gen1.unet, gen1.controls), schedule, gen1.diffusion.prediction, batch=options.passes)
     denoise = windowed(denoise, length=options.window or gen1.unet.config.longest, overlap=options.overlap)
-    denoise = guided(denoise, content_scale=options.content_scale, temporal_scale=options.temporal_scale)
-    denoise = during(denoise, structure, sigmas, without=without_structure(gen1, condition, hints))
+    denoise = guided(
+        denoise,
+        content_scale=options.content_scale,
+        temporal_scale=options.temporal_scale,
+        structure_scale=options.structure_scale,
+        without=free,
+    )
+    # Control networks with hints of their own have ranges of their own.
+    denoise = during(denoise, structure, sigmas, without=without_structure(gen1, condition, hints) if hints else free)
     for index, hint in enumerate(hints):
         denoise = during(denoise, hint, sigmas, without=partial(muted, index=index))
     if mask is not None and source is not None:

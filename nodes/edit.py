@@ -24,7 +24,7 @@ from ..gen1_core.video.geometry import resize
 from ..gen1_core.video.sheet import beside
 from . import host
 from .host_model import refuse_options
-from .sample import AS_GIVEN, keeping, options_of, sliders
+from .sample import AS_GIVEN, keeping, options_of, sliders, structure_scale
 
 PROMPT = "a pencil sketch on white paper"
 """Words that the embedded model knows, so that a new node shows something."""
@@ -101,6 +101,7 @@ class EditVideo(io.ComfyNode):
                     tooltip="White is edited, black stays the source's own picture; one mask, or one for every frame. "
                     "Gen-1 Edit Mask grows and softens it.",
                 ),
+                structure_scale(),
             ],
             outputs=[
                 io.Video.Output(

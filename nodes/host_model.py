@@ -122,7 +122,8 @@ class Gen1Model(comfy.model_base.BaseModel):
         windows = plan(size[0], window, overlap)
         if len(windows) > 1 and kwargs.get("prompt_type") == "positive":
             logger.info("%d frames in %d windows of %d, %d shared", size[0], len(windows), window, overlap)
-        return {**found, "gen1": ClipCond(told.as_images() if kwargs.get("gen1_image") else told)}
+        told = told.as_images() if kwargs.get("gen1_image") else told
+        return {**found, "gen1": ClipCond(told.free() if kwargs.get("gen1_free") else told)}
 
     def windows(self, told: Told) -> tuple[int, int]:
         """Length and overlap: those that Gen-1 Condition was given, or the model's own."""

@@ -92,37 +92,48 @@ def preview_colours(codec: FrameCodec) -> tuple[list[list[float]], list[float]]:
 
 
 class Gen1Guider(comfy.samplers.CFGGuider):
-    """Eq. 8 of the paper: away from frames denoised alone towards the clip, and towards the content."""
+    """Eq. 8 of the paper: away from frames denoised alone towards the clip, and towards the content and the structure.
 
-    def __init__(self, model: Any, *, content_scale: float, temporal_scale: float):
+    As ``gen1_core.diffusion.guidance.guided``.
+    """
+
+    def __init__(self, model: Any, *, content_scale: float, temporal_scale: float, structure_scale: float):
         super().__init__(model)
         self.set_cfg(content_scale)
         self.temporal_scale = temporal_scale
+        self.structure_scale = structure_scale
 
     def set_conds(self, positive: Any, negative: Any) -> None:
-        """The image pass is the negative with temporal layers off."""
-        images = [[tokens, {**said, "gen1_image": True}] for tokens, said in negative]
-        self.inner_set_conds({"positive": positive, "negative": negative, "image": images})
+        """The image pass is the negative with temporal layers off; the free pass is the negative without structure."""
+        image, free = (
+            [[tokens, {**said, how: True}] for tokens, said in negative] for how in ("gen1_image", "gen1_free")
+        )
+        self.inner_set_conds({"positive": positive, "negative": negative, "image": image, "free": free})
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Tensor:
         """The guided clean latents. A pass without weight is not run, so scale 1 is the core's own guidance."""
         options = model_options or {}
-        if self.temporal_scale == 1 or len(x) == 1:
+        temporal = 1.0 if len(x) == 1 else self.temporal_scale
+        if temporal == 1 and self.structure_scale == 1:
             return super().predict_noise(x, timestep, options, seed)
-        scale, temporal = self.cfg, self.temporal_scale
-        hooked = [name for name in options if name.startswith("sampler_")]
-        if hooked:
+        ours = {"negative": (temporal - 1) + (self.structure_scale - 1)}
+        ours |= {"image": 1 - temporal, "free": 1 - self.structure_scale}
+        if any(name.startswith("sampler_") for name in options):
             # Other nodes (RescaleCFG, perturbed attention) have a say in the guidance by content, and may change the
-            # passes themselves: all of it as they want it, with ours over time on top, of passes that they left alone.
-            guided = super().predict_noise(x, timestep, options, seed)
-            negative, image = self.passes(["negative", "image"], x, timestep, options)
-            return guided + (temporal - 1) * (negative - image)
-        weights = {"positive": scale, "negative": temporal - scale, "image": 1 - temporal}
+            # passes themselves: all of it as they want it, with ours on top, of passes that they left alone.
+            return super().predict_noise(x, timestep, options, seed) + self.weighted(ours, x, timestep, options)
+        content = {"positive": self.cfg, "negative": (temporal - 1) + (self.structure_scale - self.cfg)}
+        return self.weighted({**ours, **content}, x, timestep, options)
+
+    def weighted(self, weights: dict[str, float], x: Tensor, timestep: Tensor, options: Any) -> Tensor:
+        """The sum of these passes; one without weight is not run."""
         weights = {name: weight for name, weight in weights.items() if weight != 0}
         clean = self.passes(list(weights), x, timestep, options)
         return torch.stack([weight * part for weight, part in zip(weights.values(), clean, strict=True)]).sum(dim=0)
 
     def passes(self, names: list[str], x: Tensor, timestep: Tensor, options: Any) -> list[Tensor]:
         """Clean latents of each."""
-        conds = [self.conds.get(name) for name in names]
+        # The core's ControlNets are structure too, and some come to a pass only after set_conds, from the positive.
+        free = [{key: each for key, each in cond.items() if key != "control"} for cond in self.conds["free"]]
+        conds = [{**self.conds, "free": free}.get(name) for name in names]
         return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)

@@ -61,10 +61,18 @@ def conditioning(
 
 
 def guider(
-    model: Any, positive: Conditioning, negative: Conditioning, content_scale: float, temporal_scale: float
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    *,
+    content_scale: float,
+    temporal_scale: float = 1.0,
+    structure_scale: float = 1.0,
 ) -> Any:
-    """Eq. 8 for SamplerCustomAdvanced; at ``temporal_scale`` 1 it is the core's CFGGuider."""
-    guiding = Gen1Guider(model, content_scale=content_scale, temporal_scale=temporal_scale)
+    """Eq. 8 for SamplerCustomAdvanced; with the temporal and the structure scale at 1 it is the core's CFGGuider."""
+    guiding = Gen1Guider(
+        model, content_scale=content_scale, temporal_scale=temporal_scale, structure_scale=structure_scale
+    )
     guiding.set_conds(positive, negative)
     return guiding
 

@@ -100,14 +100,15 @@ class Guider(io.ComfyNode):
             node_id="Gen1_Guider",
             display_name="Gen-1 Guider",
             category=host.CATEGORY,
-            description="Guides SamplerCustomAdvanced by content and over time (Eq. 8 of the paper). At temporal "
-            "scale 1 it is KSampler's guidance with cfg = content scale.",
+            description="Guides SamplerCustomAdvanced by content and over time (Eq. 8 of the paper), and by structure. "
+            "At temporal and structure scale 1 it is KSampler's guidance with cfg = content scale.",
             inputs=[
                 io.Model.Input("model", tooltip="A Gen-1 model, with or without LoRA and the like."),
                 io.Conditioning.Input("positive", tooltip="From Gen-1 Condition: structure with content."),
                 io.Conditioning.Input("negative", tooltip="From Gen-1 Condition: structure without content."),
                 content_scale(),
                 temporal_scale(),
+                structure_scale(),
             ],
             outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
             **host.aliases("cfg", "guidance", "temporal guidance", "CFGGuider", "omega"),
@@ -115,12 +116,22 @@ class Guider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, content_scale: float, temporal_scale: float
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        content_scale: float,
+        temporal_scale: float,
+        structure_scale: float = -1.0,
     ) -> io.NodeOutput:
         """Nothing is computed yet."""
         gen1 = host.gen1_of(model)  # that of another loader would pass over the structure without a word
-        scale = gen1.defaults.content_scale if content_scale < 0 else content_scale
-        return io.NodeOutput(native.guider(model, positive, negative, scale, temporal_scale))
+        scales = {
+            "content_scale": gen1.defaults.content_scale if content_scale < 0 else content_scale,
+            "temporal_scale": temporal_scale,
+            "structure_scale": gen1.defaults.structure_scale if structure_scale < 0 else structure_scale,
+        }
+        return io.NodeOutput(native.guider(model, positive, negative, **scales))
 
 
 class Encode(io.ComfyNode):
@@ -192,6 +203,7 @@ class Sampler(io.ComfyNode):
                     tooltip="The clip's own latents from Gen-1 Encode: needed where strength is below 1, or where a "
                     "noise mask (mask of Gen-1 Encode) says what to edit.",
                 ),
+                structure_scale(),
             ],
             outputs=[io.Latent.Output("latent", tooltip="One for each frame, for Gen-1 Decode or VAE Decode.")],
             **host.aliases("KSampler", "generate", "denoise", "video to video"),
@@ -280,7 +292,7 @@ def content_scale() -> io.Float.Input:
         step=0.1,
         round=0.01,
         tooltip="How strongly the content is followed (omega of the paper); 1 is off, 0 leaves the content out. Below "
-        "0 is as the model prefers: 1.5 for the embedded one, 7.5 for Stable Diffusion.",
+        "0 is as the model prefers: 2 for the embedded one, 7.5 for Stable Diffusion.",
     )
 
 
@@ -342,7 +354,24 @@ def temporal_scale() -> io.Float.Input:
         step=0.05,
         round=0.01,
         tooltip="How strongly frames hold together (omega_t of the paper); 1 is off. Above 1 is smoother over time, "
-        "below 1 livelier. Anything but 1 takes one more pass a step.",
+        "below 1 livelier. Anything but 1 takes one more pass a step, or two where structure_scale equals "
+        "content_scale.",
+    )
+
+
+def structure_scale() -> io.Float.Input:
+    """The slider for the guidance by structure; the last input of a node."""
+    return io.Float.Input(
+        "structure_scale",
+        optional=True,  # it came later than the others, and what was saved before has none
+        default=-1.0,
+        min=-1.0,
+        max=30.0,
+        step=0.1,
+        round=0.01,
+        tooltip="How strongly the shapes are followed; 1 is off. Above 1 they are drawn more clearly, far above 1 "
+        "harshly. Anything but 1 takes one more pass a step; none where it equals content_scale and temporal_scale is "
+        "1. Below 0 is as the model prefers: 2 for the embedded one, 1 for Stable Diffusion.",
     )
 
 
@@ -381,13 +410,13 @@ def sliders() -> list[Any]:
 
 
 def options_of(gen1: Gen1, **sliders: Any) -> EditOptions:
-    """The model's own options with the sliders set; steps and window of 0 and a content scale below 0 leave its own.
+    """The model's own options with the sliders set; steps and window of 0 and a scale below 0 leave its own.
 
     Raises ValueError for windows that do not fit.
     """
     check_windows(gen1, sliders.get("window", 0), sliders.get("overlap", 0))
     own = [name for name in ("steps", "window") if sliders.get(name) == 0]
-    own += ["content_scale"] if sliders.get("content_scale", 0) < 0 else []
+    own += [name for name in ("content_scale", "structure_scale") if sliders.get(name, 0) < 0]
     own += ["overlap"] if "window" in own else []
     said = {name: value for name, value in sliders.items() if name not in own}
     # One pass at a time costs a CPU nothing and halves its memory; a GPU is faster with both in one call.

@@ -56,6 +56,10 @@ class Told:
         """The same with temporal layers off."""
         return self.each(Condition.as_images)
 
+    def free(self) -> "Told":
+        """The same without the structure, at every step."""
+        return replace(self, shown=self.hidden)
+
     def to(self, device: torch.device) -> "Told":
         """The same on another device."""
         return self.each(lambda condition: condition.to(device))
@@ -89,8 +93,7 @@ def told_of(gen1: Gen1, structure: Structure, content: Content, *, on_step: OnSt
     """What a model is told of a structure, and of a content beside its tokens; whether they fit is the caller's."""
     condition = condition_of(gen1, structure, content, (), chunk=8, on_step=on_step)
     shown = replace(condition, content=_no_tokens(condition.content), null=_no_tokens(condition.content))
-    whole = (structure.start, structure.end) == (0.0, 1.0)
-    hidden = shown if whole else without_structure(gen1, shown, ())(shown)
+    hidden = without_structure(gen1, shown, ())(shown)
     return Told(shown=shown, hidden=hidden, start=structure.start, end=structure.end)
 
 

@@ -1,5 +1,6 @@
 """The command line on a whole model of random weights: files in, files out, and every refusal."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from parts import AUTOENCODER, tiny_gen1, write_model
 from PIL import Image
 
 from gen1_core.checkpoints.files import read_file, save_file
-from gen1_core.cli import main
+from gen1_core.cli import edit_options, main, parser
 from gen1_core.loading import load_gen1
 from gen1_core.structure.estimator import load_depth
 from gen1_core.video.read import open_video
@@ -42,6 +43,15 @@ def test_edit_writes_a_clip_like_the_source(model, source, tmp_path, capsys, cap
     assert made.frame_rate == Fraction(30000, 1001)
     assert "5 frames of 48x40, edited at 38x32, padded to 48x32" in caplog.text
     assert str(out) in capsys.readouterr().out
+
+
+def test_every_slider_of_an_edit_is_an_option():
+    """But those of speed and memory; what is not said is as the model prefers."""
+    gen1, given = tiny_gen1(), ["edit", "in.mp4", "-o", "out.mp4", "--prompt", "gold"]
+    assert edit_options(gen1, parser().parse_args(given)) == replace(gen1.defaults, passes=1)
+    for slider, value in {"content_scale": 3.5, "temporal_scale": 1.5, "structure_scale": 2.5, "blur_level": 3}.items():
+        said = parser().parse_args([*given, f"--{slider.replace('_', '-')}", str(value)])
+        assert edit_options(gen1, said) == replace(gen1.defaults, passes=1, **{slider: value})
 
 
 def test_compare_puts_source_depth_and_result_side_by_side(model, source, tmp_path):

@@ -95,6 +95,12 @@ def test_less_structure_strength_keeps_less_of_the_shapes(gen1, clip, depth, bas
     assert shape_error(gen1, weak, depth) > shape_error(gen1, base, depth)
 
 
+def test_more_structure_scale_draws_the_shapes(gen1, clip, depth, base):
+    """The default is above 1, where it is off."""
+    assert gen1.defaults.structure_scale > 1
+    assert shape_error(gen1, result(gen1, clip, depth, structure_scale=1.0), depth) > shape_error(gen1, base, depth)
+
+
 def test_more_content_scale_follows_the_prompt_more(gen1, clip, depth, base):
     none = result(gen1, clip, depth, content_scale=0.0)
     assert follows(gen1, base) > follows(gen1, none) + 0.05

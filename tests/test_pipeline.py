@@ -101,6 +101,7 @@ def test_low_strength_stays_nearer_to_the_source(gen1):
         {"content_scale": 4.0},
         {"temporal_scale": 0.0},
         {"temporal_scale": 2.0},
+        {"structure_scale": 3.0},
         {"sampler": "ddim", "steps": 4},
         {"sampler": "euler_ancestral"},
         {"window": 3, "overlap": 1},
@@ -206,6 +207,7 @@ def test_content_comes_from_exactly_one_source(gen1):
         ({"steps": 0}, "at least 1"),
         ({"content_scale": -1.0}, "0 or more"),
         ({"temporal_scale": -0.5}, "0 or more"),
+        ({"structure_scale": -0.5}, "0 or more"),
     ],
 )
 def test_impossible_sliders_say_what_to_give(change, advice):

@@ -13,19 +13,37 @@ from ..tensors import Latents, OnLatents
 from .condition import Condition, Denoiser
 
 
-def guided(denoise: Denoiser, *, content_scale: float, temporal_scale: float) -> Denoiser:
+def guided(
+    denoise: Denoiser,
+    *,
+    content_scale: float,
+    temporal_scale: float,
+    structure_scale: float = 1.0,
+    without: Callable[[Condition], Condition] | None = None,
+) -> Denoiser:
     """Eq. 8: away from frames denoised alone towards the clip, and from no content towards the content.
 
     ``mu_pi(null) + temporal_scale (mu(null) - mu_pi(null)) + content_scale (mu(content) - mu(null))``, sorted
-    by pass. The weights sum to 1, so it holds for the clean estimate as for any prediction. A pass without
-    weight is not run: ``temporal_scale`` 1 is classifier-free guidance and needs no image pass; both scales 1
-    is the plain network.
+    by pass; to which comes ``(structure_scale - 1) (mu(null) - mu(null, without structure))``, as InstructPix2Pix
+    (Eq. 3) guides by its picture, where ``without`` takes the structure out of a condition. The weights sum to 1, so it
+    holds for the clean estimate as for any prediction. A pass without weight is not run: ``temporal_scale`` 1 is
+    classifier-free guidance and needs no image pass; all scales 1 is the plain network; and ``structure_scale`` equal
+    to ``content_scale`` (with ``temporal_scale`` 1) is from neither to both, in two passes.
+
+    Raises ValueError for a ``structure_scale`` other than 1 with nothing that takes the structure out.
     """
+    if structure_scale != 1 and without is None:
+        raise ValueError(
+            f"structure_scale={structure_scale} moves away from what is made without structure, but nothing says what "
+            "that is; give without, which takes the structure out of a condition, or a scale of 1."
+        )
+    bare = without or _as_it_is
 
     def passes_for(temporal: float) -> list[tuple[float, Callable[[Condition], Condition]]]:
         weighted = [
             (1 - temporal, lambda condition: condition.dropped().as_images()),
-            (temporal - content_scale, lambda condition: condition.dropped()),
+            ((temporal - 1) + (structure_scale - content_scale), lambda condition: condition.dropped()),
+            (1 - structure_scale, lambda condition: bare(condition.dropped())),
             (content_scale, lambda condition: condition),
         ]
         return [(weight, change) for weight, change in weighted if weight != 0]
@@ -38,6 +56,10 @@ def guided(denoise: Denoiser, *, content_scale: float, temporal_scale: float) ->
         return [_combine([weight for weight, _ in passes], group) for group in each]
 
     return denoise_guided
+
+
+def _as_it_is(condition: Condition) -> Condition:
+    return condition
 
 
 def _combine(weights: Sequence[float], clean: Sequence[Latents]) -> Latents:

@@ -75,9 +75,9 @@ def target(clean: Latents, noise: Latents, sigma: Float[Tensor, " b"], predictio
 def as_denoiser(network: Network, schedule: Schedule, prediction: Prediction, *, batch: int) -> Denoiser:
     """The network as a Denoiser: scaled input, timestep for sigma, output turned into clean latents.
 
-    Conditions of one mode (video, or images) go through the network together, up to ``batch`` of them in a
-    call, so Eq. 8 with its two video passes and one image pass costs two calls a step. The network's input
-    takes the dtype of the condition; the answer has the dtype of ``x``.
+    Conditions of one mode (video, or images; control networks as strong) go through the network together, up to
+    ``batch`` of them in a call, so Eq. 8 with its two video passes and one image pass costs two calls a step. The
+    network's input takes the dtype of the condition; the answer has the dtype of ``x``.
     """
     require_trainable(schedule, prediction)
     if batch < 1:
@@ -103,8 +103,9 @@ def as_denoiser(network: Network, schedule: Schedule, prediction: Prediction, *,
 
 
 def _alike(conditions: Sequence[Condition]) -> list[list[int]]:
-    """Where conditions stand that fit into one call: the same mode and the same token shape."""
-    groups: dict[tuple[bool, torch.Size], list[int]] = defaultdict(list)
+    """Where conditions stand that fit into one call: the same mode, token shape and share of each control network."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for i, condition in enumerate(conditions):
-        groups[condition.image, condition.content.shape[1:]].append(i)
+        hints = tuple((hint.strength, hint.image.shape) for hint in condition.hints)
+        groups[condition.image, condition.content.shape[1:], hints].append(i)
     return list(groups.values())

@@ -33,6 +33,7 @@ class Settings:
     """What tuning may choose for a baseline. ``weights``: the model's own, or the U-Net of stage 2."""
 
     content_scale: float = 1.0
+    structure_scale: float = 1.0
     strength: float = 1.0
     weights: str = "own"
 
@@ -43,7 +44,7 @@ class Method:
 
     ``title`` is for tables, ``short`` for the columns of sheets. ``structure`` says whether the network sees the depth,
     ``image`` that it sees each frame alone (mu^pi of Eq. 8). ``grid`` holds what tuning tries; the first is what is
-    used where nothing is tuned. ``content`` is a prompt or a picture.
+    used where nothing is tuned (for ours: always). ``content`` is a prompt or a picture.
     """
 
     name: str
@@ -57,23 +58,31 @@ class Method:
 
 SCALES = (1.5, 1.0, 2.5)
 STRENGTHS = (0.75, 0.5, 0.6, 0.9)
-"""What tuning tries; of content scales also that of the model's own defaults."""
+"""What tuning tries; of scales also those of the model's own defaults."""
 
 
-def grid_of(strengths: tuple[float, ...], weights: tuple[str, ...], scales: tuple[float, ...]) -> tuple[Settings, ...]:
-    """Every combination of these content scales, strengths and weights."""
+def grid_of(
+    strengths: tuple[float, ...],
+    weights: tuple[str, ...],
+    scales: tuple[float, ...],
+    structure_scales: tuple[float, ...] = (1.0,),
+) -> tuple[Settings, ...]:
+    """Every combination of these content scales, structure scales, strengths and weights."""
     return tuple(
-        Settings(content_scale=scale, strength=strength, weights=weight)
+        Settings(content_scale=scale, structure_scale=structure_scale, strength=strength, weights=weight)
         for weight in weights
         for strength in strengths
+        for structure_scale in structure_scales
         for scale in scales
     )
 
 
-def methods_for(*, unstructured: bool, content_scale: float = SCALES[0]) -> tuple[Method, ...]:
+def methods_for(
+    *, unstructured: bool, content_scale: float = SCALES[0], structure_scale: float = 1.0
+) -> tuple[Method, ...]:
     """All methods of a report; those of the video model without structure only where there is one.
 
-    ``content_scale`` is that of the model's own edits.
+    ``content_scale`` and ``structure_scale`` are those of the model's own edits.
     """
     scales = tuple(dict.fromkeys((content_scale, *SCALES)))
     free = ("unstructured", "own") if unstructured else ("own",)
@@ -103,7 +112,7 @@ def methods_for(*, unstructured: bool, content_scale: float = SCALES[0]) -> tupl
             name="depth_frames",
             title="depth per frame",
             short="depth per frame",
-            grid=grid_of((1.0,), ("own",), scales),
+            grid=grid_of((1.0,), ("own",), scales, tuple(dict.fromkeys((structure_scale, 1.0)))),
             structure=True,
             image=True,
         ),
@@ -127,9 +136,16 @@ def methods_for(*, unstructured: bool, content_scale: float = SCALES[0]) -> tupl
         Method(name=SOURCE, title="source, untouched", short="source"),
         Method(name=TRUTH, title="true counterfactual", short="truth"),
     ]
+    own = [(content_scale, structure_scale), (1.5, 1.0), (1.5, 1.5), (2.0, 2.0), (2.5, 2.5), (2.0, 3.0)]
     ours = [
-        Method(name=OURS, title="ours, text prompt", short="ours, by text"),
-        Method(name=OURS_IMAGE, title="ours, image prompt", short="ours, by image", content="image"),
+        Method(
+            name=OURS,
+            title="ours, text prompt",
+            short="ours, by text",
+            grid=tuple(Settings(content_scale=of[0], structure_scale=of[1]) for of in dict.fromkeys(own)),
+            structure=True,
+        ),
+        Method(name=OURS_IMAGE, title="ours, image prompt", short="ours, by image", structure=True, content="image"),
     ]
     return (*ours, *frames, *(videos if unstructured else []), *ends)
 
@@ -214,7 +230,7 @@ def thinned(prepared: Prepared, every: int) -> Prepared:
 
 
 def make(editor: Editor, method: Method, prepared: Prepared, settings: Settings | None = None) -> Bytes:
-    """The edited clip. ``settings`` left out are those that tuning chose.
+    """The edited clip. ``settings`` left out are those that tuning chose, for ours the model's own.
 
     Raises ValueError for settings that need the U-Net without structure where none was loaded.
     """
@@ -222,7 +238,7 @@ def make(editor: Editor, method: Method, prepared: Prepared, settings: Settings 
     if method.name in (SOURCE, TRUTH):
         return clips.source if method.name == SOURCE else clips.truth
     if method.name in (OURS, OURS_IMAGE):
-        return restyle(editor, prepared, editor.options, content=method.content)
+        return restyle(editor, prepared, with_scales(editor.options, settings), content=method.content)
     settings = settings or editor.settings(method)
     gen1 = editor.unstructured if settings.weights == "unstructured" else editor.gen1
     if gen1 is None:
@@ -230,14 +246,20 @@ def make(editor: Editor, method: Method, prepared: Prepared, settings: Settings 
             f"{method.name} is made with weights that were not loaded; give --unstructured FILE, or another folder."
         )
     options = replace(
-        editor.options,
+        with_scales(editor.options, settings),
         seed=prepared.case.seed,
-        content_scale=settings.content_scale,
         strength=settings.strength,
         temporal_scale=1.0,
     )
     latents = sample(gen1, prepared, options, method)
     return torch.cat(list(decode(gen1, latents, MemoryClip(clips.source))))
+
+
+def with_scales(options: EditOptions, settings: Settings | None) -> EditOptions:
+    """The options with the scales of these settings; none: as they are."""
+    if settings is None:
+        return options
+    return replace(options, content_scale=settings.content_scale, structure_scale=settings.structure_scale)
 
 
 def restyle(editor: Editor, prepared: Prepared, options: EditOptions, *, content: str = "text") -> Bytes:
@@ -251,8 +273,9 @@ def sample(gen1: Gen1, prepared: Prepared, options: EditOptions, method: Method)
     """The loop of ``pipeline.generate`` for a baseline: without structure, or frame by frame, which no slider says."""
     content = prepared.contents[method.content]
     condition = condition_of(gen1, options.structure(prepared.depth), content, (), chunk=options.chunk)
+    without = without_structure(gen1, condition, ())
     if not method.structure:
-        condition = without_structure(gen1, condition, ())(condition)
+        condition = without(condition)
     condition = replace(condition, image=method.image)
     schedule = gen1.diffusion.schedule
     sigmas = [float(s) for s in spaced_sigmas(schedule, options.steps, options.spacing, strength=options.strength)]
@@ -263,7 +286,13 @@ def sample(gen1: Gen1, prepared: Prepared, options: EditOptions, method: Method)
     x = start(begin, noise.initial().to(gen1.device), sigmas[0])
     denoise = as_denoiser(network(gen1.unet), schedule, gen1.diffusion.prediction, batch=options.passes)
     denoise = windowed(denoise, length=options.window or gen1.unet.config.longest, overlap=options.overlap)
-    denoise = guided(denoise, content_scale=options.content_scale, temporal_scale=options.temporal_scale)
+    denoise = guided(
+        denoise,
+        content_scale=options.content_scale,
+        temporal_scale=options.temporal_scale,
+        structure_scale=options.structure_scale,
+        without=without,
+    )
     *_, x = SAMPLERS[options.sampler](denoise, x, sigmas, condition, noise=step_noise(noise, gen1.device))
     require_finite(x, gen1.dtype)
     return x

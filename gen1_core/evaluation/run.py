@@ -12,9 +12,9 @@ from ..training.world import PRESETS
 from .benchmark import BenchmarkConfig, Case, draw_cases, render_case
 from .judge_nets import JudgeConfig, judge_identity, judge_networks
 from .judges import Judges, measure, perceptual_distance
-from .methods import Editor, Method, Prepared, Settings, make, methods_for, prepare, restyle, thinned
+from .methods import OURS, Editor, Method, Prepared, Settings, make, methods_for, prepare, restyle, thinned
 from .store import identity_of, keep, kept, read_frames, read_json, write_frames, write_json
-from .sweeps import Point, SweepConfig, points, rises, summarised
+from .sweeps import Point, SweepConfig, follows, points, summarised
 from .tables import accuracy_table, goals, method_table, win_table, with_excess
 
 VALIDATION = "validation"
@@ -87,10 +87,14 @@ def evaluate(
         judged_by=identity_of(FIGURES_VERSION, encoder_name, judge_identity(config.judges)),
         on_step=on_step,
     )
-    methods = methods_for(unstructured=editor.unstructured is not None, content_scale=editor.options.content_scale)
+    methods = methods_for(
+        unstructured=editor.unstructured is not None,
+        content_scale=editor.options.content_scale,
+        structure_scale=editor.options.structure_scale,
+    )
     tuning = tune(evaluation, methods)
-    tuned = replace(editor, tuned={name: Settings(**row["settings"]) for name, row in tuning.items()})
-    evaluation = replace(evaluation, editor=tuned)
+    tuned = {name: Settings(**row["settings"]) for name, row in tuning.items() if name != OURS}
+    evaluation = replace(evaluation, editor=replace(editor, tuned=tuned))
     records, swept = run_cases(evaluation, methods)
     records = with_excess(records)
     results: dict[str, Any] = {
@@ -103,7 +107,7 @@ def evaluate(
         "table": method_table(records),
         "wins": win_table(records, methods),
         "accuracy": accuracy_table(records),
-        "sweeps": {"series": swept, "rising": {name: rises(row, "frame_consistency") for name, row in swept.items()}},
+        "sweeps": {"series": swept, "trends": {slider: follows(slider, row) for slider, row in swept.items()}},
         "edits": records,
     }
     results["goals"] = goals(results)
@@ -114,7 +118,7 @@ def evaluate(
 def tune(evaluation: Evaluation, methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """The settings of each baseline that come nearest to the truth on validation edits, by the first judge's distance.
 
-    Ours is not tuned here: it runs with the defaults in its weights.
+    Ours runs with the defaults in its weights, whatever is nearest here: its rows show what was to choose from.
     """
     size = replace(evaluation.config.benchmark, clips=evaluation.config.validation)
     cases = draw_cases(replace(size, seeds=size.seeds[:1]), name=VALIDATION)
@@ -132,7 +136,7 @@ def tune(evaluation: Evaluation, methods: Sequence[Method]) -> dict[str, dict[st
         distance = tried(evaluation, method, settings, cases, prepared)
         row = chosen.setdefault(method.name, {"settings": {}, "tried": []})
         row["tried"].append({**asdict(settings), "distance": distance})
-        evaluation.on_step("tune the baselines", done, len(jobs))
+        evaluation.on_step("tune", done, len(jobs))
     for row in chosen.values():
         best = min(row["tried"], key=lambda one: one["distance"])
         row["settings"] = {name: value for name, value in best.items() if name != "distance"}

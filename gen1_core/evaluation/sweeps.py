@@ -1,4 +1,4 @@
-"""One slider at a time: what temporal_scale and t_s do to consistency, warp error, sharpness, motion and PSNR."""
+"""One slider at a time: what it does to consistency, warp error, sharpness, motion, PSNR and depth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,13 @@ from ..structure.estimator import MAX_BLUR_LEVEL
 SHOWN = ("frame_consistency", "prompt_consistency", "warp_error", "sharpness", "motion", "psnr", "depth_error")
 """The figures of a sweep, in the order of its plots."""
 
+TRENDS = {
+    "temporal_scale": ("frame_consistency", "rises"),
+    "blur_level": ("frame_consistency", "rises"),
+    "structure_scale": ("depth_error", "falls"),
+}
+"""What each slider is to do; the first two are the paper's ablations."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
@@ -21,6 +28,7 @@ class SweepConfig:
     steps: int = 6
     temporal_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     blur_levels: tuple[int, ...] = tuple(range(MAX_BLUR_LEVEL + 1))
+    structure_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
 
     def __post_init__(self) -> None:
         if self.edits < 0 or self.steps < 0:
@@ -37,16 +45,18 @@ class Point:
 
 
 def points(config: SweepConfig, options: EditOptions) -> list[Point]:
-    """Every point of both sweeps, from the model's own options."""
+    """Every point of all sweeps, from the model's own options."""
     base = replace(options, steps=config.steps or options.steps)
-    temporal = [
-        Point(slider="temporal_scale", value=scale, options=replace(base, temporal_scale=scale))
-        for scale in config.temporal_scales
+    sliders: dict[str, tuple[float, ...]] = {
+        "temporal_scale": config.temporal_scales,
+        "blur_level": config.blur_levels,
+        "structure_scale": config.structure_scales,
+    }
+    return [
+        Point(slider=slider, value=value, options=replace(base, **{slider: value}))
+        for slider, values in sliders.items()
+        for value in values
     ]
-    levels = [
-        Point(slider="blur_level", value=level, options=replace(base, blur_level=level)) for level in config.blur_levels
-    ]
-    return [*temporal, *levels]
 
 
 def summarised(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -68,7 +78,15 @@ def mean_error(values: Sequence[float]) -> list[float]:
     return [fmean(values), error]
 
 
-def rises(series: Sequence[Mapping[str, Any]], name: str) -> tuple[int, int]:
-    """Of how many steps from value to value a figure's mean rises, and how many steps there are."""
+def follows(slider: str, series: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """In how many steps from value to value the mean goes where it is to (``TRENDS``), and how many steps there are."""
+    name, where = TRENDS[slider]
     means = [row[name][0] for row in series]
-    return sum(b > a for a, b in zip(means, means[1:], strict=False)), max(len(means) - 1, 0)
+    steps = list(zip(means, means[1:], strict=False))
+    return sum(b > a if where == "rises" else b < a for a, b in steps), len(steps)
+
+
+def trend(slider: str) -> str:
+    """What a slider is to do, in words."""
+    name, where = TRENDS[slider]
+    return f"{name.replace('_', ' ')} {where} with {slider}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from .judges import better, nearer, win_rate
 from .methods import OURS, OURS_IMAGE, SOURCE, TRUTH, Method
-from .sweeps import mean_error
+from .sweeps import mean_error, trend
 
 Record = Mapping[str, Any]
 """One edit by one method: ``case`` as in ``Case``, ``figures`` by name."""
@@ -135,6 +135,6 @@ def goals(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         if name in accuracy:
             value, edits = accuracy[name]["frames"][0], accuracy[name]["edits"]
             found.append((f"style accuracy by {name}, at least 80 %", f"{value:.1%} of {edits} edits", value >= 0.8))
-    for slider, (rising, steps) in results["sweeps"].get("rising", {}).items():
-        found.append((f"frame consistency rises with {slider}", f"{rising} of {steps} steps", rising == steps))
+    for slider, (right, steps) in results["sweeps"].get("trends", {}).items():
+        found.append((trend(slider), f"{right} of {steps} steps", right == steps))
     return [{"goal": goal, "found": text, "reached": bool(reached)} for goal, text, reached in found]

@@ -30,6 +30,7 @@ from ..loading import PARTS, as_metadata, load_gen1
 from ..models.autoencoder import Autoencoder, decode_clip
 from ..models.unet import SpaceTimeUNet
 from ..presets import MODELS
+from ..structure.blur import flat_structure
 from ..tensors import Images, OnStep, ignore_progress
 from ..video.geometry import resize
 from ..whole import whole
@@ -299,7 +300,8 @@ def sheet_parts(
 def edits(unet: SpaceTimeUNet, condition: Condition, encoders: Encoders) -> Images:
     """Single frames edited with the model's own settings."""
     gen1 = encoders.gen1
-    return decoded(encoders.autoencoder, sample(unet, condition, gen1.diffusion, gen1.defaults, seed=1))
+    flat = flat_structure(encoders.autoencoder, like=condition.structure)
+    return decoded(encoders.autoencoder, sample(unet, condition, gen1.diffusion, gen1.defaults, seed=1, flat=flat))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,16 +44,31 @@ class Judges:
 
 @torch.no_grad()
 def sample(
-    model: SpaceTimeUNet, condition: Condition, diffusion: Diffusion, options: EditOptions, *, seed: int
+    model: SpaceTimeUNet,
+    condition: Condition,
+    diffusion: Diffusion,
+    options: EditOptions,
+    *,
+    seed: int,
+    flat: Float[Tensor, "b s f h w"] | None = None,
 ) -> Latents:
-    """A few clips at once, from noise: the heart of the pipeline without files and windows."""
+    """A few clips at once, from noise: the heart of the pipeline without files and windows.
+
+    ``flat`` is what shows no structure; guidance by structure is left out where it is not given.
+    """
     b, _, f, h, w = condition.structure.shape
     noise = torch.randn(b, model.config.out_channels, f, h, w, generator=torch.Generator().manual_seed(seed)).to(
         condition.structure
     )
     sigmas = [float(sigma) for sigma in spaced_sigmas(diffusion.schedule, options.steps, options.spacing)]
     denoise = as_denoiser(network(model), diffusion.schedule, diffusion.prediction, batch=1)
-    denoise = guided(denoise, content_scale=options.content_scale, temporal_scale=options.temporal_scale)
+    denoise = guided(
+        denoise,
+        content_scale=options.content_scale,
+        temporal_scale=options.temporal_scale,
+        structure_scale=1.0 if flat is None else options.structure_scale,
+        without=None if flat is None else partial(replace, structure=flat),
+    )
     x = start(None, noise, sigmas[0])
     fresh = torch.Generator().manual_seed(seed + 1)
     steps = SAMPLERS[options.sampler](
@@ -91,7 +107,7 @@ def evaluation(
         image_only = step <= plan.stages[0].steps and plan.stages[0].image_fraction == 1
         # Structure is shown once the network has learnt what it is.
         told = flat if stage_at(plan.stages, step - 1)[0].structure == "none" else condition
-        clean = sample(model, replace(told, image=image_only), diffusion, options, seed=1)
+        clean = sample(model, replace(told, image=image_only), diffusion, options, seed=1, flat=flat.structure)
         edited = decode_clip(judges.autoencoder, rearrange(clean, "b c f h w -> (b f) c h w"), chunk=8)
         columns = [part[frames // 2 :: frames] for part in (source, depth, edited, truth)]
         write_sheet(folder / f"sheet-{step:06d}.png", columns)

@@ -64,6 +64,41 @@ def test_temporal_scale_1_is_classifier_free_guidance() -> None:
     assert moved(clean, content)
 
 
+def unstructured(condition: Condition) -> Condition:
+    return replace(condition, structure=torch.zeros_like(condition.structure))
+
+
+@pytest.mark.parametrize(("content_scale", "structure_scale"), [(7.5, 1.5), (2.0, 2.0), (1.0, 3.0), (3.0, 0.0)])
+def test_structure_scale_is_the_guidance_of_instruct_pix2pix(content_scale: float, structure_scale: float) -> None:
+    """Eq. 3 of arXiv 2211.09800, with the structure in the place of their picture."""
+    x, denoise = clip(), denoiser()
+    condition = condition_of(x, seed=1)
+    passes = [unstructured(condition.dropped()), condition.dropped(), condition]
+    free, null, content = denoise(x, 2.0, passes)
+    expected = free + structure_scale * (null - free) + content_scale * (content - null)
+    scales = dict(content_scale=content_scale, temporal_scale=1.0, structure_scale=structure_scale)
+    (clean,) = guided(denoise, **scales, without=unstructured)(x, 2.0, [condition])
+    assert_close(clean, expected, rtol=1e-5, atol=1e-5)
+    (without,) = guided(denoise, content_scale=content_scale, temporal_scale=1.0)(x, 2.0, [condition])
+    assert moved(clean, without)
+
+
+def test_structure_scale_needs_to_know_what_is_without() -> None:
+    with pytest.raises(ValueError, match="give without, which takes the structure out"):
+        guided(denoiser(), content_scale=2.0, temporal_scale=1.0, structure_scale=2.0)
+
+
+def test_structure_scale_goes_beside_the_temporal_scale() -> None:
+    x, denoise = clip(), denoiser()
+    condition = condition_of(x, seed=1)
+    null = condition.dropped()
+    alone, free, null, content = denoise(x, 2.0, [null.as_images(), unstructured(null), null, condition])
+    expected = alone + 1.5 * (null - alone) + 4.0 * (content - null) + (2.5 - 1) * (null - free)
+    scales = dict(content_scale=4.0, temporal_scale=1.5, structure_scale=2.5)
+    (clean,) = guided(denoise, **scales, without=unstructured)(x, 2.0, [condition])
+    assert_close(clean, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_both_scales_1_is_the_network() -> None:
     x, denoise = clip(), denoiser()
     condition = condition_of(x, seed=1)
@@ -108,6 +143,40 @@ def test_passes_without_weight_are_not_run() -> None:
     is_image = [[c.image for c in conditions] for conditions in asked]
     assert is_null == [[True, True, False], [True, False], [False], [True], [True], [True, False]]
     assert is_image == [[True, False, False], [False, False], [False], [True], [False], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("scales", "told"),
+    [
+        ((2.0, 1.0, 2.0), ["free", "content"]),  # away from neither: the pass between has no weight
+        ((1.3, 1.0, 1.3), ["free", "content"]),
+        ((2.0, 1.0, 3.0), ["null", "free", "content"]),
+        ((1.0, 1.0, 2.0), ["null", "free", "content"]),
+        ((2.0, 1.0, 1.0), ["null", "content"]),
+        ((2.0, 1.5, 2.0), ["image", "null", "free", "content"]),
+    ],
+)
+def test_passes_for_the_structure_are_run_where_they_count(scales: tuple[float, float, float], told: list[str]) -> None:
+    x = clip()
+    condition = condition_of(x, seed=1)
+    asked: list[str] = []
+
+    def denoise(x: Tensor, sigma: float, conditions: Sequence[Condition]) -> list[Tensor]:
+        for one in conditions:
+            free = "free" if one.structure.abs().max() == 0 else "null"
+            asked.append("image" if one.image else free if one.content is condition.null else "content")
+        return [x for _ in conditions]
+
+    content_scale, temporal_scale, structure_scale = scales
+    guide = guided(
+        denoise,
+        content_scale=content_scale,
+        temporal_scale=temporal_scale,
+        structure_scale=structure_scale,
+        without=unstructured,
+    )
+    assert_close(guide(x, 2.0, [condition])[0], x, rtol=1e-5, atol=1e-5)  # the weights sum to 1
+    assert asked == told
 
 
 def test_several_conditions_are_guided_each() -> None:

@@ -1,6 +1,7 @@
 """eps, v and clean into each other, and the network as a denoiser."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from exact import as_users_run_it, condition_of
 from torch import Tensor
 from torch.testing import assert_close
 
-from gen1_core.diffusion.condition import Condition
+from gen1_core.conditioning import muted
+from gen1_core.diffusion.condition import Condition, Hint
 from gen1_core.diffusion.guidance import guided
 from gen1_core.diffusion.prediction import as_denoiser, from_clean, noised, target, to_clean
 from gen1_core.diffusion.schedule import Schedule, sigma_of
@@ -107,6 +109,24 @@ def test_what_is_batched_does_not_change_the_answer() -> None:
     for alone, together in zip(*answers, strict=True):
         assert_close(alone, together)
     assert (answers[0][0] - answers[0][2]).norm() > 0.01 * answers[0][0].norm()
+
+
+def test_conditions_with_other_shares_of_control_networks_are_not_batched() -> None:
+    """A batch has one strength for each hint, and guidance by structure silences them in some passes."""
+    x = clip(1)
+    strengths: list[list[float]] = []
+
+    def network(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        strengths.append([hint.strength for hint in condition.hints] * len(x))
+        share = sum(hint.strength * hint.image.mean() for hint in condition.hints)
+        return torch.tanh(x + share + condition.content.mean(dim=(1, 2, 3))[:, None, None, None, None])
+
+    shown = replace(condition_of(x, seed=1), hints=(Hint(image=torch.ones(1, 3, x.shape[2], 8, 8), strength=0.7),))
+    conditions = [shown, muted(shown, index=0), shown.dropped(), muted(shown.dropped(), index=0)]
+    alone, together = (as_denoiser(network, Schedule(), "v", batch=n)(x, 2.0, conditions) for n in (1, 8))
+    assert strengths == [[0.7], [0.7], [0.0], [0.0], [0.7, 0.7], [0.0, 0.0]]
+    for one, other in zip(alone, together, strict=True):
+        assert_close(one, other)
 
 
 def test_the_network_gets_its_timestep_scale_and_dtype() -> None:

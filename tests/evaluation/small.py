@@ -27,7 +27,7 @@ SMALL = EvaluationConfig(
         widths=(8, 8),
         depth=DepthNetConfig(channels=(4, 8), norm_num_groups=2, train_size=32),
     ),
-    sweeps=SweepConfig(edits=1, steps=1, temporal_scales=(0.5, 1.5), blur_levels=(0, 7)),
+    sweeps=SweepConfig(edits=1, steps=1, temporal_scales=(0.5, 1.5), blur_levels=(0, 7), structure_scales=(1.0, 3.0)),
     validation=1,
 )
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -25,12 +26,13 @@ from gen1_core.evaluation.methods import (
     make,
     methods_for,
     prepare,
+    restyle,
     thinned,
 )
 from gen1_core.evaluation.plots import line_plot
 from gen1_core.evaluation.run import edit_path, frames_of
 from gen1_core.evaluation.store import read_json, write_frames, write_json
-from gen1_core.evaluation.sweeps import mean_error, rises
+from gen1_core.evaluation.sweeps import follows, mean_error, trend
 from gen1_core.evaluation.tables import accuracy_table, goals
 from gen1_core.evaluation.votes import KEY, TALLY, read_tally, read_votes, tally
 
@@ -48,7 +50,7 @@ def test_every_method_is_in_the_table_and_the_truth_is_perfect(finished: Finishe
     wins = finished.results["wins"]
     assert set(wins) == set(table) - {OURS, "ours_image", TRUTH}
     assert all(0 <= row[judge]["rate"] <= 1 for row in wins.values() for judge in ("truth", "look_and_depth"))
-    assert set(finished.results["sweeps"]["rising"]) == {"temporal_scale", "blur_level"}
+    assert set(finished.results["sweeps"]["trends"]) == {"temporal_scale", "blur_level", "structure_scale"}
 
 
 def test_kept_frames_are_the_edit(finished: Finished):
@@ -61,11 +63,28 @@ def test_kept_frames_are_the_edit(finished: Finished):
     torch.testing.assert_close(truth, prepared.clips.truth, rtol=0, atol=0)
 
 
-def test_baselines_may_use_the_models_own_content_scale():
-    for method in methods_for(unstructured=True, content_scale=3.25):
-        if len(method.grid) > 1:
+def test_baselines_may_use_the_models_own_scales():
+    methods = {method.name: method for method in methods_for(unstructured=True, content_scale=3.25, structure_scale=3)}
+    for method in methods.values():
+        assert len(set(method.grid)) == len(method.grid)
+        if len(method.grid) > 1 and method.name != OURS:
             assert {settings.content_scale for settings in method.grid} == {3.25, 1.0, 1.5, 2.5}
-            assert len(set(method.grid)) == len(method.grid)
+            assert {settings.structure_scale for settings in method.grid} == ({1, 3} if method.structure else {1})
+    assert methods[OURS].grid[0] == Settings(content_scale=3.25, structure_scale=3)
+
+
+def test_ours_is_made_with_its_own_scales_whatever_tuning_says(finished: Finished):
+    assert OURS in finished.results["tuning"]
+    ours = next(method for method in methods_for(unstructured=True) if method.name == OURS)
+    prepared = prepare(finished.editor, CASES[0], render_case(CASES[0], SMALL.benchmark))
+    far = Settings(content_scale=5.0, structure_scale=4.0)
+    default = make(finished.editor, ours, prepared)
+    again = make(replace(finished.editor, tuned={OURS: far}), ours, prepared)
+    torch.testing.assert_close(again, default, rtol=0, atol=0)
+    tried = make(finished.editor, ours, prepared, far)
+    assert not torch.equal(tried, default)
+    options = replace(finished.editor.options, content_scale=5.0, structure_scale=4.0)
+    torch.testing.assert_close(tried, restyle(finished.editor, prepared, options), rtol=0, atol=0)
 
 
 def test_baselines_differ_in_what_they_see(finished: Finished):
@@ -127,7 +146,7 @@ def test_an_evaluation_that_is_stopped_twice_goes_on_to_the_same_results(finishe
             raise Stopped
 
     halfway: dict[Path, int] = {}
-    for stage in ("tune the baselines", "edits"):
+    for stage in ("tune", "edits"):
         with pytest.raises(Stopped):
             finished.again(tmp_path, on_step=partial(stop, stage=stage))
         assert not (tmp_path / "results.json").exists()
@@ -282,10 +301,14 @@ def test_style_goals_count_held_out_geometry_alone():
     assert table["text, held-out pair"]["frames"][0] == 0 and table["image, held-out family"]["edits"] == 2
 
 
-def test_rising_steps_are_counted():
-    series = [{"a": [value, 0.0]} for value in (1.0, 2.0, 1.5, 3.0)]
-    assert rises(series, "a") == (2, 3)
-    assert rises([{"a": [value, 0.0]} for value in (1.0, 1.0, 2.0)], "a") == (1, 2)  # equal is not rising
+def test_steps_that_follow_a_slider_are_counted():
+    def series(name: str, *values: float) -> list[dict[str, list[float]]]:
+        return [{name: [value, 0.0]} for value in values]
+
+    assert follows("blur_level", series("frame_consistency", 1.0, 2.0, 1.5, 3.0)) == (2, 3)
+    assert follows("blur_level", series("frame_consistency", 1.0, 1.0, 2.0)) == (1, 2)  # equal is not rising
+    assert follows("structure_scale", series("depth_error", 3.0, 2.0, 2.0, 1.0)) == (2, 3)
+    assert trend("structure_scale") == "depth error falls with structure_scale"
 
 
 def test_means_and_their_standard_errors():

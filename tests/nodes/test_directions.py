@@ -118,6 +118,8 @@ SHOWN = {
         "content_scale": "sample: test_guider_follows_the_content, "
         "test_below_0_every_sampler_takes_the_models_own_scale",
         "temporal_scale": "sample: test_guider_ties_frames_together, test_guider_above_one_is_smoother",
+        "structure_scale": "sample: test_guider_follows_the_structure, "
+        "test_below_0_every_sampler_takes_the_models_own_scale",
     },
     "Gen1_Encode": {
         "image": "sample: test_decode_gives_the_size_of_the_source, test_encode_is_that_of_the_library",
@@ -140,6 +142,8 @@ SHOWN = {
         "test_windows_share_frames",
         "overlap": "sample: test_more_overlap_hides_seams_and_takes_longer, test_windows_share_frames",
         "source": "sample: test_strength_is_the_way_from_the_source, test_noise_mask_says_what_is_edited",
+        "structure_scale": "sample: test_structure_scale_follows_the_structure, "
+        "test_below_0_every_sampler_takes_the_models_own_scale",
     },
     "Gen1_Decode": {
         "latent": "sample: test_latent_is_what_is_decoded",
@@ -161,6 +165,7 @@ SHOWN = {
         "model": "edit: test_model_wired_in_is_the_embedded_one, test_model_with_patched_weights_counts",
         "depth": "edit: test_depth_estimator_says_what_the_shapes_are",
         "mask": "edit: test_mask_keeps_the_source_where_it_is_black",
+        "structure_scale": "edit: test_structure_scale_draws_the_shapes",
     },
     "Gen1_EditMask": {
         "mask": "edit: test_mask_comes_through_as_it_is, test_every_frame_has_its_own_mask",

@@ -145,7 +145,7 @@ def test_edit_is_that_of_the_library(pack, gen1, source, tmp_path, width, height
     write_video(tmp_path / "wanted.mp4", frames, frame_rate=clip.frame_rate, time_stamps=clip.time_stamps)
 
     made = open_video(
-        video_at(pack, path, negative=DESERT, steps=2, seed=7, blur_level=2, temporal_scale=1.2, content_scale=1.5)
+        video_at(pack, path, negative=DESERT, steps=2, seed=7, blur_level=2, temporal_scale=1.2, content_scale=2.0)
     )
     assert (made.width, made.height, made.num_frames) == (width, height, 4)
     assert made.frame_rate == rate and made.time_stamps == clip.time_stamps
@@ -218,7 +218,15 @@ def test_content_scale_follows_the_content(edited):
         return distance(edited(content_scale=scale), edited(prompt=DESERT, content_scale=scale))
 
     assert apart(0.5) < apart(1.0) < apart(3.0)
-    assert torch.equal(edited(content_scale=1.5), edited())
+    assert torch.equal(edited(content_scale=2.0), edited())
+
+
+@pytest.mark.slow
+def test_structure_scale_draws_the_shapes(edited, told_apart):
+    """The further, the more the edits of two sources differ; below 0 is what the model was made for."""
+    told = [told_apart(structure_scale=scale) for scale in (0.0, 1.0, 3.0)]
+    assert told == sorted(told)
+    assert torch.equal(edited(structure_scale=2.0), edited())
 
 
 @pytest.mark.slow
@@ -582,7 +590,8 @@ def test_cancel_leaves_nothing(server, clip_in_server, stage, record_property):
 
 
 def test_wrong_numbers_are_refused_before_anything_runs(server, clip_in_server):
-    for name, value in {"blur_level": 8, "strength": 0, "steps": -1, "temporal_scale": -0.1}.items():
+    wrong = {"blur_level": 8, "strength": 0, "steps": -1, "temporal_scale": -0.1, "structure_scale": -2}
+    for name, value in wrong.items():
         result = server.run(graph(**{name: value}))
         assert result.status == "rejected" and not result.executed
         assert name in result.message

@@ -125,12 +125,15 @@ def custom(
     name: str,
     *,
     sampler: str = "euler",
-    scales: tuple[float, float] = (SCALE, 1.0),
+    scales: tuple[float, float, float] = (SCALE, 1.0, 1.0),
     told: str = "condition",
     noise: str = "noise",
     start: str | None = None,
 ) -> Graph:
-    """SamplerCustomAdvanced with our guider, and what it makes in a file; ``start`` is a node with noisy latents."""
+    """SamplerCustomAdvanced with our guider, and what it makes in a file; ``start`` is a node with noisy latents.
+
+    ``scales``: of the content, over time, of the structure.
+    """
     guider = node(
         "Gen1_Guider",
         model=["load", 0],
@@ -138,6 +141,7 @@ def custom(
         negative=[told, 1],
         content_scale=scales[0],
         temporal_scale=scales[1],
+        structure_scale=scales[2],
     )
     sampled = node(
         "SamplerCustomAdvanced",
@@ -199,7 +203,7 @@ def test_temporal_scale_1_is_the_stock_sampler(server, clip, record_property) ->
     graph = parts(server, steps=FEW)
     for sampler in ("euler", "dpmpp_2m"):
         graph |= stock(f"stock {sampler}", sampler=sampler) | custom(f"ours {sampler}", sampler=sampler)
-    graph |= custom("smooth", scales=(SCALE, 1.4))
+    graph |= custom("smooth", scales=(SCALE, 1.4, 1.0))
     done(server, graph)
     for sampler in ("euler", "dpmpp_2m"):
         wanted = latents(server, f"stock {sampler}")
@@ -224,7 +228,7 @@ def test_both_scales_0_see_each_frame_alone(server, clip, gen1, record_property)
         graph[f"one {i} start"] = write_latents(server, f"equalities_{i}", start[i : i + 1])
         graph |= joined(f"joined {i}", f"one {i}", f"joined {i - 1}" if i else None)
         graph |= joined(f"mixed {i}", f"one {order[i]}", f"mixed {i - 1}" if i else None)
-    alone = {"noise": "no noise", "scales": (0.0, 0.0)}
+    alone = {"noise": "no noise", "scales": (0.0, 0.0, 1.0)}
     for name, samples in (("joined", start), ("mixed", start[order])):
         graph |= told(f"{name} {frames - 1}", name)
         graph[f"{name} start"] = write_latents(server, f"equalities_{name}", samples)
@@ -232,7 +236,8 @@ def test_both_scales_0_see_each_frame_alone(server, clip, gen1, record_property)
     for i in range(frames):
         graph |= told(f"one {i}", f"one {i}")
         graph |= custom(f"alone {i}", told=f"one {i} condition", start=f"one {i} start", **alone)
-    graph |= custom("held together", told="mixed condition", start="mixed start", noise="no noise", scales=(0.0, 1.0))
+    mixed_told = {"told": "mixed condition", "start": "mixed start", "noise": "no noise"}
+    graph |= custom("held together", **mixed_told, scales=(0.0, 1.0, 1.0))
     done(server, graph)
     whole, mixed = latents(server, "joined alone"), latents(server, "mixed alone")
     single = torch.cat([latents(server, f"alone {i}") for i in range(frames)])
@@ -263,9 +268,10 @@ def told(pictures: str, name: str) -> Graph:
 
 def test_parts_with_a_stock_sampler_are_generate(server, clip, gen1, record_property) -> None:
     """Same noise, same sigmas: SamplerCustomAdvanced, Gen-1 Sampler and ``gen1_core.generate``."""
-    samplers, scales = ("euler", "dpmpp_2m", "ddim"), (SCALE, 1.3)
+    samplers, scales = ("euler", "dpmpp_2m", "ddim"), (SCALE, 1.3, 2.5)
+    guidance = dict(zip(("content_scale", "temporal_scale", "structure_scale"), scales, strict=True))
     graph = {**parts(server), "start": write_latents(server, "equalities_start", noisy(gen1, frames=FRAMES))}
-    sliders = {"content_scale": scales[0], "temporal_scale": scales[1], "steps": STEPS, "strength": 1.0, "seed": SEED}
+    sliders = {**guidance, "steps": STEPS, "strength": 1.0, "seed": SEED}
     wires = {"model": ["load", 0], "structure": ["structure", 0], "content": ["content", 0], "window": 0, "overlap": 2}
     for sampler in samplers:
         graph |= custom(f"parts {sampler}", sampler=sampler, scales=scales, noise="no noise", start="start")
@@ -274,7 +280,7 @@ def test_parts_with_a_stock_sampler_are_generate(server, clip, gen1, record_prop
     done(server, graph)
     structure = Structure(depth=read_depth(gen1, clip)[0])
     content = describe(gen1, prompt=PROMPT)
-    options = replace(gen1.defaults, steps=STEPS, seed=SEED, content_scale=scales[0], temporal_scale=scales[1])
+    options = replace(gen1.defaults, steps=STEPS, seed=SEED, **guidance)
     for sampler in samplers:
         by_core, by_node = latents(server, f"parts {sampler}"), latents(server, f"simple {sampler}")
         wanted = in_latent_scale(gen1, generate(gen1, structure, content, replace(options, sampler=sampler)))
@@ -299,6 +305,7 @@ SLIDERS = {
     "steps": 2,
     "strength": 1.0,
     "seed": SEED,
+    "structure_scale": 1.7,
 }
 
 

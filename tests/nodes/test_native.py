@@ -77,7 +77,7 @@ def tiny(its) -> SimpleNamespace:
         content=content,
         conds=(positive, negative),
         latent=latent,
-        options=replace(reference.defaults, seed=3, sampler="euler", steps=4),
+        options=replace(reference.defaults, seed=3, sampler="euler", steps=4, structure_scale=1.0),
     )
 
 
@@ -122,7 +122,8 @@ def guided(case: Any, conds: Any = None, *, options: Any, start: Any = None, mod
     model = model or case.model
     positive, negative = conds or case.conds
     start = noise(case, positive[0][1]["gen1"].size[0]) if start is None else start
-    guider = case.its.native.guider(model, positive, negative, options.content_scale, options.temporal_scale)
+    scales = {name: getattr(options, name) for name in ("content_scale", "temporal_scale", "structure_scale")}
+    guider = case.its.native.guider(model, positive, negative, **scales)
     sampler = case.its.comfy.samplers.sampler_object(options.sampler)
     out = guider.sample(start, torch.zeros_like(start), sampler, sigmas_of(case, options), disable_pbar=True, seed=1)
     return model.model.latent_format.process_in(out)
@@ -155,6 +156,44 @@ def test_a_stock_sampler_does_what_generate_does(tiny, sampler, spacing) -> None
 def test_the_guider_is_eq_8(tiny, scales) -> None:
     options = replace(tiny.options, content_scale=scales[0], temporal_scale=scales[1])
     assert relative_error(guided(tiny, options=options), ours(tiny, options=options)) < SAME
+
+
+@pytest.mark.parametrize("scales", [(2.0, 1.0, 2.0), (1.5, 1.0, 3.0), (2.0, 1.4, 2.5), (1.0, 1.0, 0.0)])
+@pytest.mark.parametrize("range_", [(0.0, 1.0), (0.0, 0.5)])
+def test_the_guider_guides_by_structure_as_the_library(tiny, scales, range_) -> None:
+    content_scale, temporal_scale, structure_scale = scales
+    options = replace(
+        tiny.options, content_scale=content_scale, temporal_scale=temporal_scale, structure_scale=structure_scale
+    )
+    structure = replace(tiny.structure, start=range_[0], end=range_[1])
+    conds = tiny.its.native.conditioning(tiny.reference, structure, tiny.content)[:2]
+    found = guided(tiny, conds, options=options)
+    assert relative_error(found, ours(tiny, structure, options=options)) < SAME
+    assert relative_error(found, guided(tiny, conds, options=replace(options, structure_scale=1.0))) > 0.01
+
+
+def test_equal_scales_are_ksampler_with_a_negative_without_structure(tiny) -> None:
+    positive, negative = tiny.conds
+    free = [[tokens, {**said, "gen1": said["gen1"].free()}] for tokens, said in negative]
+    options = replace(tiny.options, content_scale=2.0, structure_scale=2.0)
+    assert relative_error(guided(tiny, options=options), stock(tiny, (positive, free), options=options)) < SAME
+    assert relative_error(guided(tiny, options=options), stock(tiny, options=options)) > 0.01
+
+
+def test_equal_scales_take_two_passes(tiny) -> None:
+    """Away from neither structure nor content: as many as guidance by content alone."""
+    calls: list[int] = []
+
+    def counted(call: Any, given: Any) -> Any:
+        calls.append(len(given["c"]["gen1"]))
+        return call(given["input"], given["timestep"], **given["c"])
+
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(counted)
+    for structure_scale, passes in ((1.0, 2), (2.0, 2), (3.0, 3)):
+        calls.clear()
+        guided(tiny, options=replace(tiny.options, content_scale=2.0, structure_scale=structure_scale), model=model)
+        assert sum(calls) == passes * tiny.options.steps
 
 
 def test_temporal_scale_1_is_ksampler_exactly(tiny) -> None:
@@ -216,13 +255,15 @@ def test_a_single_frame_has_nothing_to_be_tied_to(tiny) -> None:
 
 
 def test_other_nodes_guidance_is_kept_under_ours(tiny) -> None:
-    """RescaleCFG and its like replace the guidance by content; ours over time comes on top."""
+    """RescaleCFG and its like replace the guidance by content; ours over time and by structure comes on top."""
     model = tiny.model.clone()
     model.set_model_sampler_cfg_function(
         lambda args: args["uncond"] + args["cond_scale"] * (args["cond"] - args["uncond"])
     )
     options = replace(tiny.options, temporal_scale=1.5)
-    assert relative_error(guided(tiny, options=options, model=model), guided(tiny, options=options)) < SAME
+    for scales in ({}, {"structure_scale": 2.0}, {"structure_scale": 2.0, "temporal_scale": 1.0}):
+        told = replace(options, **scales)
+        assert relative_error(guided(tiny, options=told, model=model), guided(tiny, options=told)) < SAME
     model.set_model_sampler_cfg_function(lambda args: 0.7 * args["cond"] + 0.3 * args["uncond"])
     assert relative_error(guided(tiny, options=options, model=model), guided(tiny, options=options)) > 1e-3
 
@@ -252,11 +293,13 @@ def test_what_other_nodes_do_before_the_guidance_is_kept_under_ours(tiny) -> Non
 
 
 def test_what_is_told_of_a_long_clip_stays_where_it_is(public) -> None:
-    """Hints have the size of the pictures: the GPU is given a window of them at a time, and one object stays one."""
+    """Hints have the size of the pictures: the GPU is given a window of them at a time, and there is one copy of them:
+    what is told without the structure has a pixel of each frame."""
     told, elsewhere = public.conds[0][0][1]["gen1"], torch.device("meta")
-    assert told.hidden is told.shown
-    for changed in (told.to(elsewhere), told.as_images(), told.cut((4, 4, 0, 0)), public.its.told.dropped(told)):
-        assert changed.hidden is changed.shown
+    for changed in (told, told.to(elsewhere), told.as_images(), told.cut((4, 4, 0, 0)), public.its.told.dropped(told)):
+        assert [tuple(hint.image.shape[-2:]) for hint in changed.hidden.hints] == [(1, 1)]
+        assert [hint.strength for hint in changed.hidden.hints] == [0.0]
+        assert changed.shown.hints[0].image.shape[-1] > 1 and changed.shown.hints[0].strength > 0
     given = {"gen1": told, "cross_attn": public.conds[0][0][0], "noise": noise(public, FRAMES)}
     cond = public.model.model.extra_conds(**given, device=elsewhere)["gen1"].cond
     assert cond.shown.hints[0].image is told.shown.hints[0].image
@@ -547,10 +590,10 @@ def public(its) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("temporal", [1.0, 1.5])
-def test_public_weights_sample_as_generate_does(public, temporal) -> None:
+@pytest.mark.parametrize(("temporal", "by_structure"), [(1.0, 1.0), (1.5, 1.0), (1.0, 2.0), (1.5, 3.0)])
+def test_public_weights_sample_as_generate_does(public, temporal, by_structure) -> None:
     """Eight frames on six positions; text, a picture and depth through our own ControlNet."""
-    options = replace(public.options, temporal_scale=temporal)
+    options = replace(public.options, temporal_scale=temporal, structure_scale=by_structure)
     found = guided(public, options=options)
     assert relative_error(found, ours(public, options=options)) < SAME
     silent = replace(public.structure, strength=0.0)
@@ -610,6 +653,26 @@ def test_the_core_controlnet_does_what_ours_does(public) -> None:
         for cond in its.native.conditioning(public.reference, twice, public.content)[:2]
     ]
     assert relative_error(stock(public, both), stock(public, doubled)) < SAME
+
+
+@pytest.mark.parametrize("way", ["both", "applied to both", "area"])
+def test_the_core_controlnet_is_structure_too(public, way) -> None:
+    """Guidance by structure moves away from what is made without it, as without our own; whichever way it came in.
+
+    The core hands that of a positive on where its old node says so, and with an area.
+    """
+    options = replace(public.options, structure_scale=2.0)
+    control = core_control(public.its, public, 0.6)
+    silent = replace(public.structure, strength=0.0)
+    conds = public.its.native.conditioning(public.reference, silent, public.content)[:2]
+    said_of = {
+        "both": ({"control": control}, {"control": control}),
+        "applied to both": ({"control": control, "control_apply_to_uncond": True}, {}),
+        "area": ({"control": control, "area": (HEIGHT, WIDTH, 0, 0)}, {"control": control}),
+    }[way]
+    theirs = [[[tokens, {**said, **more}] for tokens, said in cond] for cond, more in zip(conds, said_of, strict=True)]
+    assert relative_error(guided(public, theirs, options=options), guided(public, options=options)) < SAME
+    assert relative_error(guided(public, options=options), guided(public, options=public.options)) > 0.01
 
 
 def strengthened(told: Any, strength: float) -> Any:

@@ -271,7 +271,7 @@ def test_sampler_is_generate(sampled, small, gen1):
     wanted = generate(gen1, structure, describe(gen1, prompt=SNOW), options)
     config = gen1.autoencoder.config
     raw = wanted / config.latent_scale + torch.tensor(config.latent_mean)[:, None, None, None]
-    made = sampled(window=4, overlap=1, sampler="euler", content_scale=1.5)
+    made = sampled(window=4, overlap=1, sampler="euler", content_scale=2.0, structure_scale=2.0)
     torch.testing.assert_close(made, rearrange(raw, "1 c f h w -> f c h w"))
 
 
@@ -282,7 +282,24 @@ def test_content_scale_follows_the_content(sampled, desert):
         for scale in (0.5, 1.0, 3.0)
     ]
     assert apart == sorted(apart)
-    assert torch.equal(sampled(content_scale=1.5), sampled())
+    assert torch.equal(sampled(content_scale=2.0), sampled())
+
+
+@pytest.fixture(scope="module")
+def mirrored(small: dict[str, Any]) -> Any:
+    """The small structure with left and right exchanged."""
+    return replace(small["structure"], depth=small["structure"].depth.flip(-1))
+
+
+@pytest.mark.slow
+def test_structure_scale_follows_the_structure(sampled, mirrored):
+    """The further, the more two structures differ."""
+    apart = [
+        distance(sampled(structure_scale=scale), sampled(structure_scale=scale, structure=mirrored))
+        for scale in (0.0, 1.0, 3.0)
+    ]
+    assert apart == sorted(apart)
+    assert torch.equal(sampled(structure_scale=2.0), sampled())
 
 
 @pytest.mark.slow
@@ -514,16 +531,17 @@ def test_what_other_nodes_want_of_the_cores_sampling_is_refused(pack, run, small
 
 @pytest.mark.slow
 def test_below_0_every_sampler_takes_the_models_own_scale(sampled, guided):
-    assert torch.equal(sampled(content_scale=-1.0), sampled(content_scale=1.5))
-    assert not torch.equal(sampled(content_scale=-1.0), sampled(content_scale=0.0))
-    assert torch.equal(guided(content_scale=-1.0), guided(content_scale=1.5))
+    for slider in ("content_scale", "structure_scale"):
+        assert torch.equal(sampled(**{slider: -1.0}), sampled(**{slider: 2.0}))
+        assert not torch.equal(sampled(**{slider: -1.0}), sampled(**{slider: 0.0}))
+        assert torch.equal(guided(**{slider: -1.0}), guided(**{slider: 2.0}))
 
 
 @pytest.mark.slow
 def test_both_scales_0_of_sampler_see_each_frame_alone(sampled, small):
     depth = small["structure"].depth.clone()
     depth[:, :, 3] = 1 - depth[:, :, 3]
-    alone = {"content_scale": 0.0, "temporal_scale": 0.0}
+    alone = {"content_scale": 0.0, "temporal_scale": 0.0, "structure_scale": 1.0}
     one, two = sampled(**alone), sampled(**alone, structure=replace(small["structure"], depth=depth))
     assert torch.equal(one[:3], two[:3]) and torch.equal(one[4:], two[4:]) and distance(one[3], two[3]) > 0.01
 
@@ -540,6 +558,7 @@ def guided(run: Callable[..., Any], small: dict[str, Any]) -> Callable[..., Tens
         *,
         content_scale: float = 1.5,
         temporal_scale: float = 1.0,
+        structure_scale: float = 1.0,
         steps: int = 3,
         model: Any = small["model"],
         away: Any = None,
@@ -548,7 +567,7 @@ def guided(run: Callable[..., Any], small: dict[str, Any]) -> Callable[..., Tens
         positive, negative, latent = run("Condition", **{**small, **inputs})
         if away is not None:
             negative = run("Condition", **{**small, **inputs, "content": away})[0]
-        scales = {"content_scale": content_scale, "temporal_scale": temporal_scale}
+        scales = {"content_scale": content_scale, "temporal_scale": temporal_scale, "structure_scale": structure_scale}
         guider = run("Guider", model=model, positive=positive, negative=negative, **scales)[0]
         noise = noise_of(model, frames=len(latent["samples"]), like=latent["samples"])
         sigmas = samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
@@ -566,6 +585,15 @@ def test_guider_follows_the_content(guided, desert):
         distance(guided(content_scale=scale), guided(content_scale=scale, content=desert)) for scale in (0.0, 1.0, 3.0)
     ]
     assert apart[0] < 1e-4 < apart[1] < apart[2]
+
+
+@pytest.mark.slow
+def test_guider_follows_the_structure(guided, mirrored):
+    apart = [
+        distance(guided(structure_scale=scale), guided(structure_scale=scale, structure=mirrored))
+        for scale in (0.0, 1.0, 3.0)
+    ]
+    assert apart == sorted(apart)
 
 
 @pytest.mark.slow

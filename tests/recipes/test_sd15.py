@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints.layouts import Layout, fixture, layout, scaled, write
+from parts import relative_error
 
 from gen1_core.checkpoints.files import config_from_plain, read_file
 from gen1_core.cli import main
 from gen1_core.gen1 import Gen1
 from gen1_core.models.unet import UNetConfig
-from gen1_core.pipeline import describe, edit
+from gen1_core.pipeline import describe, edit, generate
 from gen1_core.presets import COMPOSITIONS, DEMO_CLIP
 from gen1_core.recipes.sd15 import compose, read
 from gen1_core.recipes.sd15_files import PublicFiles
-from gen1_core.structure.estimator import load_depth
+from gen1_core.structure.estimator import Structure, load_depth
 from gen1_core.video.clip import MemoryClip
 
 NAMES = {
@@ -148,6 +149,7 @@ def test_every_addition_counts(models: Path, base: torch.Tensor, more: str) -> N
         {"structure_strength": 0.0},
         {"temporal_scale": 0.0, "content_scale": 0.0},
         {"content_scale": 1.0},
+        {"structure_scale": 4.0},
     ],
 )
 def test_every_slider_counts(whole: Gen1, base: torch.Tensor, sliders: dict[str, float]) -> None:
@@ -175,6 +177,30 @@ def test_strength_zero_is_the_model_without_control(models: Path, whole: Gen1) -
     torch.testing.assert_close(
         result(whole, image=PICTURE, structure_strength=0.0), result(free, image=PICTURE), rtol=0, atol=0
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_hints", [False, True])
+def test_structure_scale_moves_away_from_silent_control(whole: Gen1, models: Path, own_hints: bool) -> None:
+    """As the difference to a model that has no control network, which takes the same step; in calls of any size."""
+    free = model(models, *(part for part in FULL if part != "control"))
+    content = describe(whole, prompt="gold", image=PICTURE)
+    depth = torch.rand(1, 1, 3, 64, 128, generator=torch.Generator().manual_seed(2))
+    # One step, whose result is the clean estimate: sums of passes are sums of results.
+    options = replace(whole.defaults, steps=1, sampler="ddim", spacing="trailing", overlap=0, passes=1)
+    structure = Structure(depth=depth)
+
+    def made(gen1: Gen1, content_scale: float, structure_scale: float = 1.0, passes: int = 1) -> torch.Tensor:
+        scales = {"content_scale": content_scale, "structure_scale": structure_scale, "passes": passes}
+        hints = [structure] * len(gen1.controls) if own_hints else []
+        return generate(gen1, structure, content, replace(options, **scales), hints=hints)
+
+    bare, null, full = made(free, 0.0), made(whole, 0.0), made(whole, 1.0)
+    expected = bare + 3.0 * (null - bare) + 2.0 * (full - null)
+    for passes in (1, 4):
+        found = made(whole, 2.0, structure_scale=3.0, passes=passes)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert relative_error(found, made(whole, 2.0)) > 0.01
 
 
 @pytest.mark.slow
