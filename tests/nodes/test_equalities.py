@@ -428,7 +428,7 @@ NAMES = {
 
 
 def write_loras(folder: Path, gen1: Gen1) -> list[str]:
-    """The same change under three kinds of names."""
+    """The same change under three kinds of names, large enough to be seen in latents."""
     folder.mkdir(parents=True, exist_ok=True)
     table = {row.ours[0]: row.theirs[0].removesuffix(".weight") for row in unet_table(gen1.unet.config)}
     names = {**NAMES, "original": (lambda layer: "lora_unet_" + table[f"{layer}.weight"].replace(".", "_"),)}
@@ -438,7 +438,7 @@ def write_loras(folder: Path, gen1: Gen1) -> list[str]:
         for layer in LAYERS:
             out, width = gen1.unet.state_dict()[f"{layer}.weight"].shape
             tensors[name(layer) + down] = torch.randn(4, width, generator=generator)
-            tensors[name(layer) + up] = torch.randn(out, 4, generator=generator)
+            tensors[name(layer) + up] = 5 * torch.randn(out, 4, generator=generator)
         save_file(tensors, folder / f"equalities_{kind}.safetensors")
     return list(names)
 
