@@ -59,6 +59,7 @@ def custom(name: str, temporal_scale: float) -> dict[str, Any]:
         negative=["condition", 1],
         content_scale=SCALE,
         temporal_scale=temporal_scale,
+        structure_scale=1.0,
     )
     sampled = node(
         "SamplerCustomAdvanced",
